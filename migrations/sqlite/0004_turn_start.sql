@@ -1,0 +1,1 @@
+ALTER TABLE chatts ADD COLUMN turn_start integer;

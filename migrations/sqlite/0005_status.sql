@@ -1,0 +1,1 @@
+ALTER TABLE chatts ADD COLUMN status text NOT NULL DEFAULT 'complete';

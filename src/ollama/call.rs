@@ -1,0 +1,165 @@
+//! The call of `POST /api/chat`: bytes out, bytes in.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use spin_sdk::wasip3::http::client;
+use spin_sdk::wasip3::http::types::{
+    ErrorCode, Fields, Method, Request, RequestOptions, Response, Scheme,
+};
+use spin_sdk::wasip3::{spawn, wit_future, wit_stream};
+use spin_sdk::wit_bindgen::{FutureReader, StreamReader, StreamResult};
+
+use crate::clock::nanoseconds;
+use crate::config::{OllamaUrl, Timeouts};
+use crate::error::{Code, RelayError};
+
+/// Ollama's answer, its body still to be read. Dropping it closes the connection, which makes
+/// Ollama stop generating.
+pub struct Answer {
+    /// The HTTP status.
+    pub status: u16,
+    body: StreamReader<u8>,
+    end: FutureReader<Result<Option<Fields>, ErrorCode>>,
+}
+
+/// A piece of an answer's body.
+pub enum Piece {
+    /// Bytes, in the buffer that was given.
+    Bytes(Vec<u8>),
+    /// The last bytes, if any: the body is at its end.
+    Last(Vec<u8>),
+}
+
+impl Answer {
+    /// Reads what has come into `buffer`, or waits for it.
+    pub async fn read(&mut self, buffer: Vec<u8>) -> Piece {
+        match self.body.read(buffer).await {
+            (StreamResult::Complete(_), bytes) => Piece::Bytes(bytes),
+            (_, bytes) => Piece::Last(bytes),
+        }
+    }
+
+    /// After the last piece: whether the body came to a proper end or broke off.
+    pub async fn end(self) -> Result<(), RelayError> {
+        self.end.await.map(drop).map_err(|error| match error {
+            ErrorCode::ConnectionReadTimeout | ErrorCode::HttpResponseTimeout => idle(),
+            error => RelayError::new(
+                Code::OllamaBrokeOff,
+                format!(
+                    "the connection to Ollama broke in mid-reply ({}); what came of it is kept",
+                    words(&error)
+                ),
+            ),
+        })
+    }
+}
+
+/// Sends a chat request.
+pub async fn send(
+    url: &OllamaUrl,
+    body: Vec<u8>,
+    timeouts: &Timeouts,
+) -> Result<Answer, RelayError> {
+    let response = client::send(request(url, body, timeouts))
+        .await
+        .map_err(failed)?;
+    let status = response.get_status_code();
+    let (_, no_error) = wit_future::new(|| Ok(()));
+    let (body, end) = Response::consume_body(response, no_error);
+    Ok(Answer { status, body, end })
+}
+
+/// Only what the call needs: a loopback-bound Ollama refuses the `Host` and `Origin` of others.
+fn request(url: &OllamaUrl, body: Vec<u8>, timeouts: &Timeouts) -> Request {
+    let headers = Fields::new();
+    // Names and values are valid, and of no forbidden kind; so are the parts of the address, as far
+    // as they can be set: what a host refuses here, it refuses as a whole when the request is sent.
+    let _ = headers.append("content-type", b"application/json");
+    let _ = headers.append("content-length", body.len().to_string().as_bytes());
+
+    let options = RequestOptions::new();
+    let in_nanoseconds = |duration: Duration| Some(nanoseconds(duration));
+    // A host that supports no such option has bounds of its own; the turn's clock has ours.
+    let _ = options.set_connect_timeout(in_nanoseconds(timeouts.ollama_connect));
+    let _ = options.set_first_byte_timeout(in_nanoseconds(timeouts.ollama_first_byte));
+    let _ = options.set_between_bytes_timeout(in_nanoseconds(timeouts.ollama_idle));
+
+    let (mut writer, reader) = wit_stream::new();
+    let (_, trailers) = wit_future::new(|| Ok(None));
+    let (request, _) = Request::new(headers, Some(reader), trailers, Some(options));
+    let _ = request.set_method(&Method::Post);
+    let _ = request.set_scheme(Some(if url.is_https {
+        &Scheme::Https
+    } else {
+        &Scheme::Http
+    }));
+    let _ = request.set_authority(Some(&url.authority));
+    let _ = request.set_path_with_query(Some("/api/chat"));
+    // On its own: Ollama may answer before it has read everything. It runs from the next wait of
+    // this task on, which is the sending of this request.
+    spawn(async move {
+        writer.write_all(body).await;
+    });
+    request
+}
+
+/// Ollama was silent for too long.
+pub fn idle() -> RelayError {
+    RelayError::new(
+        Code::OllamaTimeout,
+        "Ollama sent nothing for longer than the operator allows (ollama_idle_timeout); what came of the reply is kept",
+    )
+}
+
+/// Ollama did not begin to answer.
+pub fn no_first_byte() -> RelayError {
+    RelayError::new(
+        Code::OllamaTimeout,
+        "Ollama did not begin its reply within the time that the operator allows (ollama_first_byte_timeout)",
+    )
+}
+
+/// Why no answer came.
+fn failed(error: ErrorCode) -> RelayError {
+    match error {
+        ErrorCode::ConnectionReadTimeout | ErrorCode::HttpResponseTimeout => no_first_byte(),
+        ErrorCode::ConnectionTimeout => RelayError::new(
+            Code::OllamaUnreachable,
+            "Ollama did not take the connection in time (ollama_connect_timeout): is it running?",
+        ),
+        ErrorCode::HttpRequestDenied => RelayError::new(
+            Code::OllamaUnreachable,
+            "the server may not call Ollama at its address: `allowed_outbound_hosts` must hold `ollama_url`",
+        ),
+        ErrorCode::HttpResponseIncomplete
+        | ErrorCode::ConnectionTerminated
+        | ErrorCode::HttpProtocolError => RelayError::new(
+            Code::OllamaBrokeOff,
+            format!(
+                "Ollama took the request and broke off without an answer ({})",
+                words(&error)
+            ),
+        ),
+        error => RelayError::new(
+            Code::OllamaUnreachable,
+            format!(
+                "Ollama cannot be reached ({}): is it running, and is `ollama_url` its address?",
+                words(&error)
+            ),
+        ),
+    }
+}
+
+/// A short name for the failure; the host's own text may hold addresses.
+fn words(error: &ErrorCode) -> Cow<'static, str> {
+    match error {
+        ErrorCode::ConnectionRefused => "connection refused".into(),
+        ErrorCode::DnsError(_) | ErrorCode::DnsTimeout | ErrorCode::DestinationNotFound => {
+            "its host name is not known".into()
+        }
+        ErrorCode::ConnectionTerminated => "connection closed".into(),
+        ErrorCode::InternalError(_) => "connection failed".into(),
+        error => format!("{error:?}").into(),
+    }
+}

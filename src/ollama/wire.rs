@@ -1,0 +1,337 @@
+//! One NDJSON line of Ollama's reply -> [`ChatChunk`]: borrowed, and only the fields that decide.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{self, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// A line of a chat response, as far as the relay needs to understand it.
+#[derive(Debug, PartialEq, Eq)]
+pub enum ChatChunk<'a> {
+    /// `{"message": {"content": …}, "done": false}`: a piece of the completion; may be empty (a
+    /// model that thinks, a tool call).
+    Token {
+        /// The piece, to be appended to the ones before it with nothing in between.
+        content: Cow<'a, str>,
+    },
+    /// `{…, "done": true}`: the last line; can carry content, and may lack `message`.
+    Done {
+        /// The last piece.
+        content: Cow<'a, str>,
+    },
+    /// `{"error": …}`: Ollama failed in mid-stream. The status was sent long ago, and the line is
+    /// valid JSON like any other.
+    Error {
+        /// Ollama's own words.
+        text: String,
+    },
+}
+
+/// Why a line is not a chat response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotAChunk {
+    /// Bytes that are not UTF-8.
+    NotUtf8,
+    /// No JSON text, or one with wrong types in the fields that matter.
+    NotJson,
+    /// Valid JSON that is no chat response: no object, or neither `done` nor `error`.
+    OtherShape,
+}
+
+impl NotAChunk {
+    /// What the client is told.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::NotUtf8 => "Ollama sent a line that is not valid UTF-8; it was left out",
+            Self::NotJson => {
+                "Ollama sent a line that is not a chat response in JSON; it was left out"
+            }
+            Self::OtherShape => "Ollama sent JSON that is not a chat response; it was left out",
+        }
+    }
+}
+
+impl<'a> ChatChunk<'a> {
+    /// Reads one line, white space around it allowed; the text is the line as it will be relayed.
+    pub fn parse(line: &'a [u8]) -> Result<(&'a str, Self), NotAChunk> {
+        // The whole line first: serde_json does not look into the strings that it skips.
+        let line = std::str::from_utf8(line).map_err(|_| NotAChunk::NotUtf8)?;
+        let Fields {
+            content,
+            done,
+            error,
+        } = match serde_json::from_str(line) {
+            Ok(fields) => fields,
+            Err(error) if error.is_data() && !line.trim_start().starts_with('{') => {
+                return Err(NotAChunk::OtherShape);
+            }
+            Err(_) => return Err(NotAChunk::NotJson),
+        };
+        let chunk = match (error, done) {
+            (Some(error), _) => Self::Error {
+                text: error_text(error),
+            },
+            (None, Some(true)) => Self::Done { content },
+            (None, Some(false)) => Self::Token { content },
+            (None, None) => return Err(NotAChunk::OtherShape),
+        };
+        Ok((line, chunk))
+    }
+}
+
+/// The words of an `error` value: its text, or its JSON where it is none.
+fn error_text(error: &RawValue) -> String {
+    serde_json::from_str(error.get()).unwrap_or_else(|_| error.get().to_owned())
+}
+
+/// Ollama's words in the body of a refusal (`{"error": "…"}`), if it has any.
+pub fn refusal_text(body: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Refusal<'a> {
+        #[serde(borrow)]
+        error: &'a RawValue,
+    }
+    let body = std::str::from_utf8(body).ok()?;
+    let refusal: Refusal<'_> = serde_json::from_str(body).ok()?;
+    Some(error_text(refusal.error))
+}
+
+/// The `message` of a line, to be handed on where the line itself cannot be.
+pub fn message_of(line: &str) -> Option<&RawValue> {
+    #[derive(Deserialize)]
+    struct WithMessage<'a> {
+        #[serde(borrow)]
+        message: &'a RawValue,
+    }
+    serde_json::from_str::<WithMessage<'_>>(line)
+        .ok()
+        .map(|line| line.message)
+}
+
+/// The fields that decide. The visitors are written by hand since derived ones take a JSON array
+/// for a struct and copy every `Option<Cow>`.
+struct Fields<'a> {
+    content: Cow<'a, str>,
+    done: Option<bool>,
+    error: Option<&'a RawValue>,
+}
+
+impl<'de> Deserialize<'de> for Fields<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct FieldsVisitor;
+
+        impl<'de> Visitor<'de> for FieldsVisitor {
+            type Value = Fields<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a chat response")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut fields = Fields {
+                    content: Cow::Borrowed(""),
+                    done: None,
+                    error: None,
+                };
+                while let Some(key) = map.next_key::<Text<'de>>()? {
+                    match &*key.0 {
+                        "message" => fields.content = map.next_value::<Message<'de>>()?.content,
+                        "done" => fields.done = Some(map.next_value()?),
+                        "error" => fields.error = map.next_value()?,
+                        _ => {
+                            map.next_value::<IgnoredAny>()?;
+                        }
+                    }
+                }
+                Ok(fields)
+            }
+        }
+
+        deserializer.deserialize_map(FieldsVisitor)
+    }
+}
+
+/// `message`, of which the relay needs the `content`; `null` is an absent one.
+struct Message<'a> {
+    content: Cow<'a, str>,
+}
+
+impl<'de> Deserialize<'de> for Message<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct MessageVisitor;
+
+        impl<'de> Visitor<'de> for MessageVisitor {
+            type Value = Message<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a message")
+            }
+
+            fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
+                Ok(Message {
+                    content: Cow::Borrowed(""),
+                })
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut content = Cow::Borrowed("");
+                while let Some(key) = map.next_key::<Text<'de>>()? {
+                    if key.0 == "content" {
+                        content = map.next_value::<Text<'de>>()?.0;
+                    } else {
+                        map.next_value::<IgnoredAny>()?;
+                    }
+                }
+                Ok(Message { content })
+            }
+        }
+
+        deserializer.deserialize_any(MessageVisitor)
+    }
+}
+
+/// A string that is borrowed unless it holds escapes; `null` is an empty one.
+struct Text<'a>(Cow<'a, str>);
+
+impl<'de> Deserialize<'de> for Text<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextVisitor;
+
+        impl<'de> Visitor<'de> for TextVisitor {
+            type Value = Text<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
+            }
+
+            fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
+                Ok(Text(Cow::Borrowed("")))
+            }
+        }
+
+        deserializer.deserialize_any(TextVisitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<ChatChunk<'_>, NotAChunk> {
+        ChatChunk::parse(line.as_bytes()).map(|(_, chunk)| chunk)
+    }
+
+    fn token(content: &str) -> Result<ChatChunk<'_>, NotAChunk> {
+        Ok(ChatChunk::Token {
+            content: content.into(),
+        })
+    }
+
+    fn done(content: &str) -> Result<ChatChunk<'_>, NotAChunk> {
+        Ok(ChatChunk::Done {
+            content: content.into(),
+        })
+    }
+
+    #[test]
+    fn a_token_without_escapes_is_borrowed() {
+        let line = br#"{"model":"m","message":{"role":"assistant","content":" you"},"done":false}"#;
+        let (_, chunk) = ChatChunk::parse(line).unwrap();
+        assert!(matches!(
+            chunk,
+            ChatChunk::Token {
+                content: Cow::Borrowed(" you")
+            }
+        ));
+    }
+
+    #[test]
+    fn escapes_are_undone_in_the_token() {
+        assert_eq!(
+            parsed(r#"{"message":{"content":"a\n\"\u00e9\ud83d\ude00"},"done":false}"#),
+            token("a\n\"é😀")
+        );
+    }
+
+    #[test]
+    fn the_last_line_may_lack_its_message_or_carry_content() {
+        assert_eq!(parsed(r#"{"done":true}"#), done(""));
+        assert_eq!(parsed(r#"{"message":null,"done":true}"#), done(""));
+        assert_eq!(
+            parsed(r#"{"message":{"content":"!"},"done":true}"#),
+            done("!")
+        );
+    }
+
+    #[test]
+    fn a_thinking_or_tool_line_is_an_empty_token() {
+        assert_eq!(
+            parsed(r#"{"message":{"content":"","thinking":"hm"},"done":false}"#),
+            token("")
+        );
+        assert_eq!(
+            parsed(r#"{"message":{"content":null,"tool_calls":[{}]},"done":false}"#),
+            token("")
+        );
+    }
+
+    #[test]
+    fn an_error_line_is_recognised_though_it_is_valid_json() {
+        for (line, text) in [
+            (r#"{"error":"out of memory"}"#, "out of memory"),
+            (r#"{"error":{"code":1},"done":true}"#, r#"{"code":1}"#),
+        ] {
+            assert_eq!(parsed(line), Ok(ChatChunk::Error { text: text.into() }));
+        }
+        assert_eq!(parsed(r#"{"error":null,"done":true}"#), done(""));
+    }
+
+    #[test]
+    fn whatever_else_is_no_chat_response() {
+        for (line, why) in [
+            ("[null,true]", NotAChunk::OtherShape),
+            ("7", NotAChunk::OtherShape),
+            ("\"text\"", NotAChunk::OtherShape),
+            ("{}", NotAChunk::OtherShape),
+            (r#"{"message":{"content":"x"}}"#, NotAChunk::OtherShape),
+            (r#"{"done":"yes"}"#, NotAChunk::NotJson),
+            (r#"{"message":["x"],"done":false}"#, NotAChunk::NotJson),
+            (
+                r#"{"message":{"content":7},"done":false}"#,
+                NotAChunk::NotJson,
+            ),
+            (
+                r#"{"message":{"content":"\ud800"},"done":false}"#,
+                NotAChunk::NotJson,
+            ),
+            (r#"{"done":true} {"done":true}"#, NotAChunk::NotJson),
+            ("<html>", NotAChunk::NotJson),
+        ] {
+            assert_eq!(parsed(line), Err(why), "{line}");
+        }
+        assert_eq!(
+            ChatChunk::parse(b"{\"x\":\"\xff\",\"done\":true}"),
+            Err(NotAChunk::NotUtf8)
+        );
+    }
+
+    #[test]
+    fn a_refusal_has_words_only_where_ollama_wrote_some() {
+        assert_eq!(
+            refusal_text(br#"{"error":"model 'x' not found"}"#).as_deref(),
+            Some("model 'x' not found")
+        );
+        assert_eq!(refusal_text(b""), None);
+        assert_eq!(refusal_text(b"404 page not found"), None);
+    }
+}

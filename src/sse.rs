@@ -1,0 +1,98 @@
+//! Frames server-sent events so that no payload can break out of its frame.
+//!
+//! Follows the WHATWG HTML standard, section 9.2 "Server-sent events": a line ends with `\n`,
+//! `\r` or `\r\n`, an event with an empty line. Appends to a buffer that the caller reuses;
+//! knows nothing of chat.
+
+use std::borrow::Cow;
+
+use memchr::memchr_iter;
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+/// A comment line, which clients ignore: keeps proxies from closing a silent connection and is
+/// how a client that has left is noticed.
+pub const COMMENT: &[u8] = b": waiting\n\n";
+
+/// An event as the client sees it.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// One JSON text without `\n`. A `\r` can only stand between its tokens (RFC 8259, section 7:
+    /// control characters in strings are escaped) and leaves as a space.
+    Data(&'a str),
+    /// A failure, told in the stream.
+    Error(ErrorData<'a>),
+}
+
+/// The payload of an `event: error`.
+#[derive(Debug, Serialize)]
+pub struct ErrorData<'a> {
+    /// What went wrong and what to do, for a person.
+    pub error: Cow<'a, str>,
+    /// The kind, in snake case, for a program.
+    pub code: &'static str,
+    /// The `message` of an event that had to be withheld, so that nothing is lost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<&'a RawValue>,
+}
+
+impl Event<'_> {
+    /// Appends the framed event to `out`.
+    pub fn write_to(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Data(json) => write_data(json, out),
+            Self::Error(data) => {
+                out.extend_from_slice(b"event: error\n");
+                // Serialising strings into memory cannot fail.
+                let json = serde_json::to_string(data).unwrap_or_default();
+                write_data(&json, out);
+            }
+        }
+    }
+}
+
+fn write_data(json: &str, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"data: ");
+    let start = out.len();
+    out.extend_from_slice(json.as_bytes());
+    for found in memchr_iter(b'\r', json.as_bytes()) {
+        if let Some(byte) = out.get_mut(start + found) {
+            *byte = b' ';
+        }
+    }
+    out.extend_from_slice(b"\n\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn framed(event: &Event<'_>) -> String {
+        let mut out = Vec::new();
+        event.write_to(&mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_line_becomes_one_data_field() {
+        assert_eq!(framed(&Event::Data(r#"{"a":1}"#)), "data: {\"a\":1}\n\n");
+    }
+
+    #[test]
+    fn a_bare_carriage_return_becomes_a_space() {
+        assert_eq!(framed(&Event::Data("{\r}\r")), "data: { } \n\n");
+    }
+
+    #[test]
+    fn an_error_cannot_break_out_of_its_frame() {
+        let event = Event::Error(ErrorData {
+            error: "one\n\nevent: done\r\ndata: \"x\"".into(),
+            code: "invalid_line",
+            message: None,
+        });
+        assert_eq!(
+            framed(&event),
+            "event: error\ndata: {\"error\":\"one\\n\\nevent: done\\r\\ndata: \\\"x\\\"\",\"code\":\"invalid_line\"}\n\n"
+        );
+    }
+}

@@ -1,0 +1,60 @@
+//! The rows of a conversation on their way into a request: what both databases' rows come to.
+
+use super::{StoreError, TurnStart};
+use crate::ollama::body::ChatBody;
+
+/// A conversation that is being read at the beginning of a turn.
+pub(super) struct History<'a> {
+    body: &'a mut ChatBody,
+    /// Messages of the turn's own prompt that must come.
+    prompt: usize,
+    /// Those that have come.
+    own: usize,
+    start: Option<TurnStart>,
+}
+
+impl<'a> History<'a> {
+    /// Nothing read yet, for a turn whose prompt has `prompt` messages.
+    pub(super) fn new(body: &'a mut ChatBody, prompt: usize) -> Self {
+        Self {
+            body,
+            prompt,
+            own: 0,
+            start: None,
+        }
+    }
+
+    /// Takes the next row. The turn's own rows carry its start; a row without a message carries
+    /// that alone, or is an older server's and says nothing.
+    pub(super) fn row(&mut self, start: Option<i64>, message: Option<(&str, &str)>) {
+        if self.own > 0 && start.is_none() {
+            // A turn that began after this one: between two tries, or two statements.
+            return;
+        }
+        if let Some(at) = start {
+            self.start = Some(TurnStart(at));
+        }
+        if let Some((role, content)) = message {
+            self.body.push(role, content);
+            self.own += usize::from(start.is_some());
+        }
+    }
+
+    /// All rows were read: when the turn began, if any row says so.
+    pub(super) fn end(self) -> Result<Option<TurnStart>, StoreError> {
+        if self.own < self.prompt {
+            // An earlier try of this turn was committed while this one ran.
+            return Err(StoreError::Unavailable {
+                why: "the conversation came back without its new prompt".into(),
+            });
+        }
+        Ok(self.start)
+    }
+}
+
+/// A row that the migrations did not make possible.
+pub(super) fn unexpected_row() -> StoreError {
+    StoreError::Failed {
+        why: "the table `chatts` has columns of unexpected types".into(),
+    }
+}

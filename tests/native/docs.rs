@@ -1,0 +1,82 @@
+//! What the documents name exists: tests, files, variables.
+
+#![allow(
+    clippy::unwrap_used,
+    missing_docs,
+    reason = "a test fails by panicking"
+)]
+
+use std::fs;
+use std::path::Path;
+
+fn read(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+/// What stands between `open` and `close` in `text`.
+fn between<'a>(text: &'a str, open: &'a str, close: &'a str) -> impl Iterator<Item = &'a str> {
+    text.split(open)
+        .skip(1)
+        .filter_map(move |rest| Some(rest.split_once(close)?.0))
+}
+
+#[test]
+fn every_test_that_the_guarantees_name_exists() {
+    let guarantees = read("docs/guarantees.md");
+    let named: Vec<_> = guarantees
+        .split('`')
+        .filter_map(|quoted| quoted.split_once("::"))
+        .collect();
+    assert!(named.len() > 40, "{} tests named", named.len());
+    for (module, test) in named {
+        let source = read(&format!("tests/e2e/{module}.rs"));
+        assert!(
+            source.contains(&format!("async fn {test}(")),
+            "{module}::{test}"
+        );
+    }
+}
+
+#[test]
+fn every_row_of_the_guarantees_names_its_test() {
+    for row in read("docs/guarantees.md")
+        .lines()
+        .filter(|line| line.starts_with('|'))
+    {
+        let is_head = row.starts_with("| moment") || row.starts_with("| ---");
+        assert!(is_head || row.contains("::"), "{row}");
+    }
+}
+
+#[test]
+fn every_link_leads_to_a_file() {
+    for (document, folder) in [("README.md", ""), ("docs/guarantees.md", "docs/")] {
+        let text = read(document);
+        for target in between(&text, "](", ")").filter(|target| !target.starts_with("http")) {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join(folder)
+                .join(target);
+            assert!(path.exists(), "{document} links to {target}");
+        }
+    }
+}
+
+#[test]
+fn the_readme_lists_every_variable_with_its_default() {
+    let manifest = read("spin.toml");
+    let readme = read("README.md");
+    for section in manifest.split("[variables.").skip(1) {
+        let name = section.split_once(']').unwrap().0;
+        let default = between(section, "default = \"", "\"").next().unwrap();
+        let row = readme
+            .lines()
+            .find(|line| line.starts_with(&format!("| `{name}`")))
+            .unwrap_or_else(|| panic!("the README does not list {name}"));
+        let shown = if default.is_empty() {
+            "empty".to_owned()
+        } else {
+            format!("`{default}`")
+        };
+        assert!(row.contains(&shown), "{name} is {shown} by default: {row}");
+    }
+}
