@@ -1,0 +1,120 @@
+//! The command line, and what it says about the manifest and its variables.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use clap::Parser;
+use llmchat_host::Manifest;
+use llmchat_host::variables::environment_name;
+
+const MANIFEST: &str = "spin.toml";
+
+/// Builds the chat component and serves it, without Spin.
+///
+/// Reads spin.toml and the same SPIN_VARIABLE_… environment variables as Spin.
+/// With no database set, conversations are kept in SQLite, in the directory .spin.
+#[derive(Parser)]
+#[command(name = "llmchat-host", version, verbatim_doc_comment)]
+pub(crate) struct Cli {
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:3000")]
+    pub(crate) listen: SocketAddr,
+
+    /// Answer from a built-in stand-in instead of Ollama: no model, made-up text
+    #[arg(long)]
+    stand_in: bool,
+
+    /// How fast the stand-in answers
+    #[arg(
+        long,
+        value_name = "TOKENS/S",
+        default_value_t = 30.0,
+        requires = "stand_in"
+    )]
+    stand_in_rate: f64,
+
+    /// Set a variable, such as ollama_url or database_url; goes before the environment
+    #[arg(long = "variable", value_name = "NAME=VALUE", value_parser = variable)]
+    variables: Vec<(String, String)>,
+
+    /// The manifest [default: spin.toml here, or that of the workspace this was built from]
+    #[arg(long, value_name = "FILE")]
+    manifest: Option<PathBuf>,
+
+    /// Where SQLite's file is kept [default: .spin beside the manifest, as with Spin]
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) state_dir: Option<PathBuf>,
+
+    /// Seconds that SIGINT and SIGTERM leave to replies in the making
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    pub(crate) drain: Duration,
+
+    /// Run the component as it is, without building it first
+    #[arg(long)]
+    pub(crate) no_build: bool,
+}
+
+fn variable(text: &str) -> Result<(String, String)> {
+    match text.split_once('=') {
+        Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
+        None => bail!("it should look like name=value"),
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration> {
+    Ok(Duration::try_from_secs_f64(text.parse()?)?)
+}
+
+impl Cli {
+    pub(crate) fn manifest(&self) -> Result<PathBuf> {
+        if let Some(path) = &self.manifest {
+            return Ok(path.clone());
+        }
+        let here = PathBuf::from(MANIFEST);
+        let built_from = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name(MANIFEST);
+        match [here, built_from].into_iter().find(|path| path.is_file()) {
+            Some(path) => Ok(path),
+            None => bail!("there is no {MANIFEST} here; `--manifest` says where it is"),
+        }
+    }
+
+    /// From the environment and, before that, the command line.
+    pub(crate) fn variables(&self, manifest: &Manifest) -> BTreeMap<String, String> {
+        let environment = manifest.variables().keys().filter_map(|name| {
+            let value = std::env::var(environment_name(name)).ok()?;
+            Some((name.clone(), value))
+        });
+        environment.chain(self.variables.iter().cloned()).collect()
+    }
+
+    pub(crate) fn stand_in(&self) -> Option<ollama_stand_in::Config> {
+        self.stand_in.then(|| ollama_stand_in::Config {
+            rate: Some(self.stand_in_rate),
+            ..ollama_stand_in::Config::default()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_value_may_contain_an_equals_sign() {
+        assert_eq!(
+            variable("a=b=c").unwrap(),
+            ("a".to_owned(), "b=c".to_owned())
+        );
+        assert!(variable("a").is_err());
+    }
+}

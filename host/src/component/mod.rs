@@ -1,0 +1,132 @@
+//! From a `.wasm` to something that can be instantiated: engine, compilation, linker.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use wasmtime::component::{Component, Linker};
+use wasmtime::{Config, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig};
+use wasmtime_wasi_http::handler::ProxyPre;
+use wasmtime_wasi_http::p3::bindings::ServicePre;
+
+use crate::instance::Instance;
+use crate::manifest::Manifest;
+
+pub(crate) mod bindings;
+mod cache;
+
+/// How many instances can live at once. Each serves many requests, so this is room for
+/// thousands of streams; it reserves address space, not memory.
+const INSTANCES: u32 = 512;
+
+/// A compiled component with its manifest. Cheap to clone; any number of hosts can run it.
+#[derive(Clone)]
+pub struct Program(Arc<Inner>);
+
+struct Inner {
+    engine: Engine,
+    service: ServicePre<Instance>,
+    manifest: Manifest,
+}
+
+impl std::fmt::Debug for Program {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Program")
+            .field(&self.0.manifest.source())
+            .finish()
+    }
+}
+
+impl Program {
+    /// Compiles the manifest's component, or takes it from the cache beside the `.wasm`.
+    pub fn load(manifest: &Manifest) -> Result<Self> {
+        let source = manifest.source();
+        let wasm = std::fs::read(source).with_context(|| {
+            format!(
+                "cannot read the component {}: has it been built?",
+                source.display()
+            )
+        })?;
+        let engine = engine()?;
+        let component = match cache::load(&engine, source, &wasm) {
+            Some(component) => component,
+            None => {
+                let component = Component::from_binary(&engine, &wasm)
+                    .map_err(anyhow::Error::from)
+                    .with_context(|| {
+                        format!("{} is no component that can be compiled", source.display())
+                    })?;
+                cache::store(&engine, source, &wasm, &component);
+                component
+            }
+        };
+        let linker = linker(&engine)?;
+        let service = linker
+            .instantiate_pre(&component)
+            .and_then(ServicePre::new)
+            .map_err(anyhow::Error::from)
+            .with_context(|| format!("{} does not fit this host", source.display()))?;
+        Ok(Self(Arc::new(Inner {
+            engine,
+            service,
+            manifest: manifest.clone(),
+        })))
+    }
+
+    /// The manifest that it came from.
+    pub fn manifest(&self) -> &Manifest {
+        &self.0.manifest
+    }
+
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.0.engine
+    }
+
+    pub(crate) fn service(&self) -> ProxyPre<Instance> {
+        ProxyPre::P3(self.0.service.clone())
+    }
+}
+
+fn engine() -> Result<Engine> {
+    let mut pool = PoolingAllocationConfig::new();
+    // A component of Rust is a handful of core instances: its module and the adapters.
+    pool.total_component_instances(INSTANCES)
+        .total_core_instances(INSTANCES * 8)
+        .total_memories(INSTANCES * 2)
+        .total_tables(INSTANCES * 4)
+        .total_stacks(INSTANCES * 4)
+        .max_unused_warm_slots(16);
+    let mut config = Config::new();
+    if cfg!(debug_assertions) {
+        // The compiler was not optimised either: the less it does the better.
+        config.cranelift_opt_level(OptLevel::None);
+    }
+    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    if let Ok(engine) = Engine::new(&config) {
+        return Ok(engine);
+    }
+    // The pool reserves terabytes of address space, which a container or a `ulimit -v`
+    // can refuse. Without it an instance starts a little more slowly.
+    config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
+    Engine::new(&config)
+        .map_err(anyhow::Error::from)
+        .context("cannot set up the WebAssembly engine")
+}
+
+/// WASI 0.2, which Rust's standard library imports, beside 0.3, and Spin's interfaces.
+fn linker(engine: &Engine) -> Result<Linker<Instance>> {
+    let mut linker = Linker::new(engine);
+    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    wasmtime_wasi::p3::add_to_linker(&mut linker)?;
+    wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
+    let spin = &mut linker;
+    bindings::spin::variables::variables::add_to_linker::<_, crate::variables::SpinVariables>(
+        spin,
+        |it| it,
+    )?;
+    bindings::spin::postgres::postgres::add_to_linker::<_, crate::postgres::SpinPostgres>(
+        spin,
+        |it| it,
+    )?;
+    bindings::spin::sqlite::sqlite::add_to_linker::<_, crate::sqlite::SpinSqlite>(spin, |it| it)?;
+    Ok(linker)
+}
