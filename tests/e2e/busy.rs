@@ -1,0 +1,136 @@
+//! `on_busy = reject`: one turn at a time in a conversation, under a lease that nobody can hold
+//! for ever.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use llmchat_tests::{Backend, Setup, TestApp, eventually, on_both_stores, within};
+use ollama_stand_in::{Ending, Gate, Script};
+use serde_json::json;
+
+use crate::conversation::words;
+
+fn rejecting(backend: Backend) -> Setup {
+    TestApp::on(backend).variable("on_busy", "reject")
+}
+
+/// Waits until the conversation takes a prompt again, and nothing but a `409` comes before.
+async fn until_free(app: &TestApp, app_id: &str) -> Result<()> {
+    eventually("the end of the lease", async || {
+        let answer = app.prompt(app_id, "Free?").await?;
+        if answer.status() == 409 {
+            return Ok(None);
+        }
+        answer.events().await?.rest().await.map(Some)
+    })
+    .await
+    .map(drop)
+}
+
+on_both_stores! {
+    async fn a_prompt_for_a_conversation_that_is_busy_is_a_409(backend: Backend) -> Result<()> {
+        let app = rejecting(backend).start().await?;
+        let gate = Gate::new();
+        app.ollama.push(Script::new().gate(&gate).token("first").done());
+        app.ollama.always(Script::reply(["ok"]));
+        let first = app.stream("app", "one").await?;
+        within("the first turn", gate.reached()).await?;
+        let error = app.prompt("app", "too early").await?.error(409).await?;
+        ensure!(error.contains("running"), "{error}");
+        assert_eq!(app.ollama.chats(), 1);
+        // It is about this conversation alone.
+        app.ask("another", "Hi").await?;
+
+        gate.open();
+        first.rest().await?;
+        // `done` is a receipt for this too: the next prompt may follow at once.
+        app.ask("app", "two").await?;
+        let expected = words(&[("user", "one"), ("assistant", "first"), ("user", "two"), ("assistant", "ok")]);
+        assert_eq!(app.conversation("app").await?, expected);
+        Ok(())
+    }
+
+    async fn of_many_prompts_at_once_one_runs(backend: Backend) -> Result<()> {
+        let app = rejecting(backend).start().await?;
+        let gate = Gate::new();
+        app.ollama.always(Script::new().gate(&gate).token("ok").done());
+        let prompt = async |n: usize| app.prompt("app", &format!("{n}")).await;
+        let answers = futures_util::future::try_join_all((0..20).map(prompt)).await?;
+        let (taken, refused): (Vec<_>, Vec<_>) = answers.into_iter().partition(|answer| answer.status() == 200);
+        assert_eq!((taken.len(), refused.len()), (1, 19));
+        for answer in refused {
+            answer.error(409).await?;
+        }
+        gate.open();
+        for answer in taken {
+            answer.events().await?.rest().await?;
+        }
+        assert_eq!((app.row_count().await?, app.ollama.chats()), (2, 1));
+        Ok(())
+    }
+
+    async fn however_a_turn_ends_the_conversation_is_free(backend: Backend) -> Result<()> {
+        let app = rejecting(backend).variable("ollama_idle_timeout", "500ms").start().await?;
+        for script in [
+            Script::reply(["ok"]),
+            Script::new().done(),
+            Script::new(),
+            Script::refuse(503, "busy"),
+            Script::new().token("a").break_off(),
+            Script::new().token("a").hang(),
+        ] {
+            app.ollama.push(script);
+            app.ask("app", "Hi").await?;
+        }
+        // And one that did not begin.
+        let nothing = json!({"appID": "empty", "model": "m", "messages": []});
+        for _ in 0..2 {
+            app.client.prompt(&nothing).await?.error(422).await?;
+        }
+        app.ollama.push(Script::reply(["ok"]));
+        app.ask("empty", "Hi").await?;
+        Ok(())
+    }
+
+    async fn a_client_that_leaves_frees_the_conversation_when_its_turn_ends(backend: Backend) -> Result<()> {
+        let app = rejecting(backend)
+            .variable("on_disconnect", "cancel")
+            .variable("comment_interval", "100ms")
+            .start()
+            .await?;
+        app.ollama.push(Script::new().token("a").hang());
+        app.ollama.always(Script::reply(["ok"]));
+        let mut events = app.stream("app", "Hi").await?;
+        events.next().await?;
+        drop(events);
+        assert_eq!(within("the end", app.ollama.chat(1).await.ended()).await?, Ending::ClientLeft);
+        until_free(&app, "app").await
+    }
+
+    async fn a_turn_that_outlasts_its_lease_keeps_it(backend: Backend) -> Result<()> {
+        let app = rejecting(backend).variable("busy_lease", "3s").start().await?;
+        let gate = Gate::new();
+        app.ollama.push(Script::new().gate(&gate).token("slow").done());
+        let first = app.stream("app", "one").await?;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        app.prompt("app", "two").await?.error(409).await?;
+        gate.open();
+        first.rest().await?;
+        assert_eq!(app.conversation("app").await?, words(&[("user", "one"), ("assistant", "slow")]));
+        Ok(())
+    }
+
+    async fn a_host_that_died_cannot_hold_a_conversation_for_ever(backend: Backend) -> Result<()> {
+        let mut app = rejecting(backend).variable("busy_lease", "1s").start().await?;
+        app.ollama.push(Script::new().token("lost").hang());
+        app.ollama.always(Script::reply(["ok"]));
+        let mut events = app.stream("app", "one").await?;
+        events.next().await?;
+        app.crash();
+        app.restart().await?;
+        until_free(&app, "app").await?;
+        let expected = words(&[("user", "one"), ("user", "Free?"), ("assistant", "ok")]);
+        assert_eq!(app.conversation("app").await?, expected);
+        Ok(())
+    }
+}

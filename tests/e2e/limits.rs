@@ -1,0 +1,65 @@
+//! The operator's limits, and settings that cannot be used.
+
+use anyhow::{Result, ensure};
+use llmchat_tests::{Backend, TestApp, on_both_stores, within};
+use ollama_stand_in::{Gate, Script};
+use serde_json::json;
+
+on_both_stores! {
+    async fn too_many_messages_are_a_422(backend: Backend) -> Result<()> {
+        let app = TestApp::on(backend).variable("max_messages", 3).start().await?;
+        app.ollama.always(Script::reply(["ok"]));
+        let body = |count| {
+            let messages = vec![json!({"role": "user", "content": "Hi"}); count];
+            json!({"appID": "app", "model": "m", "messages": messages})
+        };
+        let error = app.client.prompt(&body(4)).await?.error(422).await?;
+        ensure!(error.contains("messages") && error.contains('3'), "{error}");
+        assert_eq!((app.ollama.chats(), app.row_count().await?), (0, 0));
+        app.client.prompt(&body(3)).await?.events().await?.rest().await?;
+        Ok(())
+    }
+
+    async fn more_turns_than_one_instance_takes_run_all_the_same(backend: Backend) -> Result<()> {
+        let app = TestApp::on(backend).variable("max_concurrent_turns", 2).start().await?;
+        let gate = Gate::new();
+        app.ollama.always(Script::new().gate(&gate).token("ok").done());
+        let mut streams = Vec::new();
+        for n in 0..12 {
+            streams.push(app.stream(&format!("app {n}"), "Hi").await?);
+        }
+        within("all turns at once", gate.reached_by(12)).await?;
+        ensure!(app.instances() >= 6, "{} instances", app.instances());
+        gate.open();
+        for stream in streams {
+            assert_eq!(stream.rest().await?.len(), 2);
+        }
+        assert_eq!(app.row_count().await?, 24);
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_setting_that_cannot_be_used_is_named_and_not_repeated() -> Result<()> {
+    for (name, value) in [
+        ("completion_whitespace", "sometimes"),
+        ("on_disconnect", "sometimes"),
+        ("on_busy", "sometimes"),
+        ("max_body_bytes", "-17"),
+        ("max_line_bytes", "sometimes"),
+        ("turn_timeout", "sometimes"),
+        ("comment_interval", "17 fortnights"),
+    ] {
+        let app = TestApp::on(Backend::Sqlite)
+            .variable(name, value)
+            .start()
+            .await?;
+        let error = app.prompt("app", "Hi").await?.error(500).await?;
+        ensure!(
+            error.contains(name) && !error.contains(value),
+            "{name}: {error}"
+        );
+        assert_eq!((app.ollama.chats(), app.row_count().await?), (0, 0));
+    }
+    Ok(())
+}

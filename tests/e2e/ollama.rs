@@ -1,0 +1,238 @@
+//! Ollama fails: what the client is told, and what is kept.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use llmchat_tests::{Backend, Event, TestApp, on_both_stores, within};
+use ollama_stand_in::{Ending, Refused, Script, Unresponsive, wire};
+
+use crate::conversation::words;
+
+/// The one event of a stream in which nothing else happened.
+fn only_error(events: &[Event]) -> Result<(&str, &str)> {
+    match events {
+        [Event::Error { code, error, .. }] => Ok((code, error)),
+        _ => bail!("not an error alone: {events:?}"),
+    }
+}
+
+/// A reply of which `partial` came; the conversation goes on with it.
+async fn keeps_what_was_shown(backend: Backend, script: Script, code: &str) -> Result<()> {
+    let app = TestApp::on(backend)
+        .variable("ollama_idle_timeout", "500ms")
+        .start()
+        .await?;
+    app.ollama.push(script);
+    let events = app.ask("app", "Hi").await?;
+    assert_eq!(
+        events[..2],
+        [wire::token("par"), wire::token("tial")].map(Event::Data)
+    );
+    assert_eq!(events.len(), 3, "{events:?}");
+    assert_eq!(events[2].code(), Some(code));
+    let rows = app.rows("app").await?;
+    assert_eq!(
+        (rows[1].words(), rows[1].status.as_str()),
+        (("assistant", "partial"), "partial")
+    );
+
+    app.ollama.push(Script::reply(["ok"]));
+    app.ask("app", "Go on").await?;
+    let sent = app.ollama.chat(2).await.request().messages()?;
+    assert_eq!(
+        sent,
+        words(&[("user", "Hi"), ("assistant", "partial"), ("user", "Go on")])
+    );
+    Ok(())
+}
+
+on_both_stores! {
+    async fn a_refusal_is_told_in_ollamas_own_words(backend: Backend) -> Result<()> {
+        let app = TestApp::start(backend).await?;
+        for (status, said) in [
+            (400, "\"nomic\" does not support chat"),
+            (404, "model 'x' not found"),
+            (500, "{\"code\":1}\n\ndata: x"),
+            (503, "server busy, please try again.  maximum pending requests exceeded"),
+        ] {
+            app.ollama.push(Script::refuse(status, said));
+            let events = app.ask("app", "Hi").await?;
+            let (code, error) = only_error(&events)?;
+            assert_eq!(code, "ollama_refused");
+            assert!(error.contains(said) && error.contains(&status.to_string()), "{error}");
+        }
+        let rows = app.conversation("app").await?;
+        assert_eq!(rows, words(&[("user", "Hi"); 4]));
+        Ok(())
+    }
+
+    async fn a_refusal_without_words_is_told_by_its_status(backend: Backend) -> Result<()> {
+        let app = TestApp::start(backend).await?;
+        for (status, body) in [(403, ""), (404, "404 page not found"), (502, "<html>Bad Gateway</html>"), (500, "{\"error\":")] {
+            app.ollama.push(Script::body(status, "text/plain", body));
+            let events = app.ask("app", "Hi").await?;
+            let (code, error) = only_error(&events)?;
+            assert_eq!(code, "ollama_refused");
+            assert!(error.contains(&status.to_string()), "{error}");
+        }
+        Ok(())
+    }
+
+    async fn nobody_at_ollamas_address_is_told_and_the_prompt_is_kept(backend: Backend) -> Result<()> {
+        let refused = Refused::new()?;
+        let app = TestApp::on(backend).variable("ollama_url", refused.url()).start().await?;
+        let events = app.ask("app", "Hi").await?;
+        assert_eq!(only_error(&events)?.0, "ollama_unreachable");
+        assert_eq!(app.conversation("app").await?, words(&[("user", "Hi")]));
+        Ok(())
+    }
+
+    async fn a_connection_that_does_not_come_about_is_given_up_in_time(backend: Backend) -> Result<()> {
+        let nobody = Unresponsive::new().await?;
+        let app = TestApp::on(backend)
+            .variable("ollama_url", nobody.url())
+            .variable("ollama_connect_timeout", "500ms")
+            .start()
+            .await?;
+        let events = app.ask("app", "Hi").await?;
+        assert_eq!(only_error(&events)?.0, "ollama_unreachable");
+        Ok(())
+    }
+
+    async fn a_host_that_nobody_knows_is_told(backend: Backend) -> Result<()> {
+        let app = TestApp::on(backend).variable("ollama_url", "http://ollama.invalid:11434").start().await?;
+        assert_eq!(only_error(&app.ask("app", "Hi").await?)?.0, "ollama_unreachable");
+        Ok(())
+    }
+
+    async fn no_answer_is_given_up_in_time(backend: Backend) -> Result<()> {
+        let app = TestApp::on(backend).variable("ollama_first_byte_timeout", "500ms").start().await?;
+        app.ollama.push(Script::silence());
+        let events = app.ask("app", "Hi").await?;
+        assert_eq!(only_error(&events)?.0, "ollama_timeout");
+        assert_eq!(within("the end", app.ollama.chat(1).await.ended()).await?, Ending::ClientLeft);
+        assert_eq!(app.conversation("app").await?, words(&[("user", "Hi")]));
+        Ok(())
+    }
+
+    async fn silence_in_mid_reply_is_given_up_in_time(backend: Backend) -> Result<()> {
+        keeps_what_was_shown(backend, Script::new().tokens(["par", "tial"]).hang(), "ollama_timeout").await
+    }
+
+    async fn a_reply_that_breaks_off_is_told_and_kept(backend: Backend) -> Result<()> {
+        keeps_what_was_shown(backend, Script::new().tokens(["par", "tial"]).break_off(), "ollama_broke_off").await
+    }
+
+    async fn a_connection_that_is_cut_is_told_and_the_reply_kept(backend: Backend) -> Result<()> {
+        // The delay lets the tokens be read: a reset throws away what is on its way.
+        let script = Script::new().tokens(["par", "tial"]).delay(Duration::from_millis(200)).reset();
+        keeps_what_was_shown(backend, script, "ollama_broke_off").await
+    }
+
+    async fn an_end_without_done_is_told_and_the_reply_kept(backend: Backend) -> Result<()> {
+        keeps_what_was_shown(backend, Script::new().tokens(["par", "tial"]), "ollama_ended_early").await
+    }
+
+    async fn an_error_line_is_told_in_its_words_and_the_reply_kept(backend: Backend) -> Result<()> {
+        let script = Script::new().tokens(["par", "tial"]).line(wire::error("runner died"));
+        keeps_what_was_shown(backend, script, "ollama_error").await
+    }
+
+    async fn the_relay_goes_on_after_an_error_line(backend: Backend) -> Result<()> {
+        let app = TestApp::start(backend).await?;
+        app.ollama.push(Script::new().token("a").line(wire::error("hiccup")).token("b").done());
+        let events = app.ask("app", "Hi").await?;
+        assert_eq!(events.iter().map(Event::code).collect::<Vec<_>>(), [None, Some("ollama_error"), None, None]);
+        assert!(matches!(&events[1], Event::Error { error, .. } if error.contains("hiccup")));
+        assert_eq!(app.rows("app").await?[1].message, "ab");
+        Ok(())
+    }
+
+    async fn an_empty_stream_is_told_and_no_reply_stored(backend: Backend) -> Result<()> {
+        let app = TestApp::start(backend).await?;
+        app.ollama.push(Script::new());
+        assert_eq!(only_error(&app.ask("app", "Hi").await?)?.0, "ollama_ended_early");
+        assert_eq!(app.conversation("app").await?, words(&[("user", "Hi")]));
+        Ok(())
+    }
+
+    async fn a_connection_that_closes_without_an_answer_is_told(backend: Backend) -> Result<()> {
+        let app = TestApp::start(backend).await?;
+        for script in [Script::new().break_off(), Script::new().reset(), Script::new().raw("SSH-2.0-OpenSSH_9.2\r\n").break_off()] {
+            app.ollama.push(script);
+            let events = app.ask("app", "Hi").await?;
+            let code = only_error(&events)?.0;
+            assert!(["ollama_broke_off", "ollama_unreachable"].contains(&code), "{code}");
+        }
+        Ok(())
+    }
+
+    async fn a_turn_has_an_end_however_much_ollama_says(backend: Backend) -> Result<()> {
+        let app = TestApp::on(backend).variable("turn_timeout", "1s").start().await?;
+        // Lines without content, as a thinking model's: nothing else bounds them.
+        let thinking = r#"{"message":{"content":"","thinking":"hm"},"done":false}"#;
+        app.ollama.push(Script::new().token("a").endless(thinking));
+        // Raw: a parser of events would be slower than Ollama here.
+        let body = app.prompt("app", "Hi").await?.text().await?;
+        let last = body.rsplit("\n\n").nth(1).unwrap_or_default();
+        assert!(last.starts_with("event: error\n") && last.contains("turn_timeout"), "{last}");
+        assert_eq!(within("the end", app.ollama.chat(1).await.ended()).await?, Ending::ClientLeft);
+        let rows = app.rows("app").await?;
+        assert_eq!((rows[1].words(), rows[1].status.as_str()), (("assistant", "a"), "partial"));
+        Ok(())
+    }
+
+    async fn a_turn_has_an_end_however_slowly_ollama_speaks(backend: Backend) -> Result<()> {
+        let app = TestApp::on(backend).variable("turn_timeout", "1s").start().await?;
+        let slowly = (0..100).fold(Script::new(), |script, _| {
+            script.token("a").delay(Duration::from_millis(100))
+        });
+        app.ollama.push(slowly);
+        let events = app.ask("app", "Hi").await?;
+        assert_eq!(events.last().and_then(Event::code), Some("turn_timeout"));
+        assert_eq!(app.rows("app").await?[1].message, "a".repeat(events.len() - 1));
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ollama_comes_back_and_the_conversation_goes_on() -> Result<()> {
+    let app = TestApp::on(Backend::Sqlite).ollama_wire().start().await?;
+    app.ollama.always(Script::reply(["ok"]));
+    app.ask("app", "one").await?;
+    app.ollama_wire()?.refuse();
+    app.ollama_wire()?.cut();
+    let events = app.ask("app", "two").await?;
+    assert!(matches!(events[..], [Event::Error { .. }]), "{events:?}");
+    app.ollama_wire()?.mend();
+    app.ask("app", "three").await?;
+    let expected = words(&[
+        ("user", "one"),
+        ("assistant", "ok"),
+        ("user", "two"),
+        ("user", "three"),
+        ("assistant", "ok"),
+    ]);
+    assert_eq!(app.conversation("app").await?, expected);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_that_is_cut_in_mid_reply_is_told() -> Result<()> {
+    let app = TestApp::on(Backend::Sqlite).ollama_wire().start().await?;
+    app.ollama.push(Script::new().token("partial").hang());
+    let mut events = app.stream("app", "Hi").await?;
+    events.next().await?;
+    app.ollama_wire()?.cut();
+    assert_eq!(
+        events
+            .rest()
+            .await?
+            .iter()
+            .map(Event::code)
+            .collect::<Vec<_>>(),
+        [Some("ollama_broke_off")]
+    );
+    assert_eq!(app.rows("app").await?[1].status, "partial");
+    Ok(())
+}

@@ -1,0 +1,343 @@
+//! From Ollama's lines to the client's events: framing, timing, limits.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use llmchat_tests::{Backend, Event, TestApp, on_both_stores, prompt, within};
+use ollama_stand_in::{Ending, Gate, Script, wire};
+use serde_json::{Value, json, value::RawValue};
+
+const NDJSON: &str = "application/x-ndjson";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_head_is_that_of_a_stream() -> Result<()> {
+    let app = TestApp::start(Backend::Sqlite).await?;
+    app.ollama.always(Script::reply(["ok"]));
+    for path in ["/llmchat/", "/llmchat"] {
+        let body = http_body_util::Full::new(Bytes::from(prompt("app", "Hi").to_string()));
+        let body = http_body_util::BodyExt::boxed(body);
+        let answer = app.client.send(hyper::Method::POST, path, body).await?;
+        assert_eq!(answer.status(), 200);
+        assert_eq!(answer.header("content-type"), Some("text/event-stream"));
+        assert_eq!(answer.header("cache-control"), Some("no-cache"));
+        assert_eq!(answer.header("x-accel-buffering"), Some("no"));
+        let expected = format!("data: {}\n\ndata: {}\n\n", wire::token("ok"), wire::done());
+        assert_eq!(answer.text().await?, expected);
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_head_leaves_before_ollama_answers() -> Result<()> {
+    let app = TestApp::start(Backend::Sqlite).await?;
+    let gate = Gate::new();
+    app.ollama
+        .push(Script::new().gate(&gate).token("ok").done());
+    let answer = app.prompt("app", "Hi").await?;
+    assert_eq!(answer.status(), 200);
+    // The prompt is stored by then.
+    assert_eq!(app.rows("app").await?.len(), 1);
+    within("the chat request", gate.reached()).await?;
+    assert_eq!(app.ollama.chat(1).await.bytes_sent(), 0);
+    gate.open();
+    assert_eq!(answer.events().await?.rest().await?.len(), 2);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_event_arrives_before_the_next_line_is_let_out() -> Result<()> {
+    let app = TestApp::start(Backend::Sqlite).await?;
+    let gates: Vec<_> = (0..20).map(|_| Gate::new()).collect();
+    let script = gates
+        .iter()
+        .enumerate()
+        .fold(Script::new(), |script, (n, gate)| {
+            script.token(&format!("{n}")).gate(gate)
+        });
+    app.ollama.push(script.done());
+    let mut events = app.stream("app", "Hi").await?;
+    for (n, gate) in gates.iter().enumerate() {
+        assert_eq!(
+            events.next().await?,
+            Some(Event::Data(wire::token(&format!("{n}"))))
+        );
+        gate.open();
+    }
+    assert_eq!(events.rest().await?, [Event::Data(wire::done())]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn done_comes_although_ollama_keeps_the_connection_open() -> Result<()> {
+    let app = TestApp::start(Backend::Sqlite).await?;
+    app.ollama.push(Script::reply(["ok"]).hang());
+    assert_eq!(
+        app.ask("app", "Hi").await?.last(),
+        Some(&Event::Data(wire::done()))
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn other_fields_go_to_ollama_unchanged_and_the_app_id_does_not() -> Result<()> {
+    let app = TestApp::start(Backend::Sqlite).await?;
+    app.ollama.push(Script::reply(["ok"]));
+    let fields = [
+        (
+            "options",
+            r#"{ "temperature" : 0.10, "seed": 1e3, "num_ctx": 123456789012345678901 }"#,
+        ),
+        (
+            "format",
+            r#"{"type":"object","appID":"kept: it is not ours"}"#,
+        ),
+        ("keep_alive", r#""5m""#),
+        ("think", "true"),
+        (
+            "tools",
+            r#"[{"type":"function","function":{"name":"f\u0041"}}]"#,
+        ),
+        ("unheard_of", "null"),
+    ];
+    let mut body = String::from(r#"{"appID":"app","#);
+    for (name, value) in fields {
+        body += &format!("\"{name}\":{value},");
+    }
+    body += r#""model":"a/b:c","messages":[{"role":"user","content":"Hi"}]}"#;
+    app.client.post(body).await?.events().await?.rest().await?;
+
+    let exchange = app.ollama.chat(1).await;
+    let request = exchange.request();
+    let sent: std::collections::BTreeMap<String, Box<RawValue>> =
+        serde_json::from_slice(&request.body)?;
+    for (name, value) in fields {
+        assert_eq!(
+            sent.get(name).map(|value| value.get()),
+            Some(value),
+            "{name}"
+        );
+    }
+    let names: Vec<_> = sent.keys().map(String::as_str).collect();
+    assert_eq!(
+        names,
+        [
+            "format",
+            "keep_alive",
+            "messages",
+            "model",
+            "options",
+            "stream",
+            "think",
+            "tools",
+            "unheard_of"
+        ]
+    );
+    assert_eq!(request.json()?["model"], "a/b:c");
+    assert_eq!(request.json()?["stream"], true);
+    assert_eq!(request.header("content-type"), Some("application/json"));
+    assert_eq!(request.header("origin"), None);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_clients_host_and_origin_are_not_forwarded() -> Result<()> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    // The stand-in refuses foreign ones, as a loopback-bound Ollama does.
+    let app = TestApp::start(Backend::Sqlite).await?;
+    app.ollama.push(Script::reply(["ok"]));
+    let body = prompt("app", "Hi").to_string();
+    let mut socket = tokio::net::TcpStream::connect(app.address()).await?;
+    let head = "POST /llmchat/ HTTP/1.1\r\nHost: chat.example.com\r\nOrigin: https://example.com\r\nConnection: close\r\n";
+    socket
+        .write_all(format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).as_bytes())
+        .await?;
+    let mut answer = String::new();
+    within("the answer", socket.read_to_string(&mut answer)).await??;
+    assert!(answer.contains(&wire::done()), "{answer}");
+    Ok(())
+}
+
+on_both_stores! {
+    async fn without_streaming_the_one_object_is_the_one_event(backend: Backend) -> Result<()> {
+        let app = TestApp::start(backend).await?;
+        let object = json!({
+            "model": "m", "created_at": wire::CREATED_AT, "done": true, "done_reason": "stop",
+            "message": {"role": "assistant", "content": "All  at once"},
+        });
+        app.ollama.push(Script::body(200, "application/json; charset=utf-8", object.to_string()));
+        let mut body = prompt("app", "Hi");
+        body["stream"] = json!(false);
+        let events = app.client.prompt(&body).await?.events().await?.rest().await?;
+        assert_eq!(events, [Event::Data(object.to_string())]);
+        assert_eq!(app.ollama.chat(1).await.request().json()?["stream"], false);
+        assert_eq!(app.rows("app").await?[1].message, "All at once");
+        Ok(())
+    }
+
+    async fn every_fixture_becomes_its_events_and_its_row(backend: Backend) -> Result<()> {
+        let app = TestApp::start(backend).await?;
+        for (number, fixture) in fixtures()?.into_iter().enumerate() {
+            let name = fixture.file_stem().unwrap_or_default().to_string_lossy();
+            let ndjson = fs::read(&fixture)?;
+            let sse = fs::read_to_string(fixture.with_extension("sse"))?;
+            let reply = fs::read_to_string(fixture.with_extension("reply"))?;
+            // In one piece, and in pieces that end anywhere: within a line, a character, a `\r\n`.
+            for piece in [usize::MAX, 7] {
+                let id = format!("{number} {piece}");
+                let script = ndjson.chunks(piece).fold(Script::new().head(200, NDJSON), |script, bytes| {
+                    script.bytes(Bytes::copy_from_slice(bytes))
+                });
+                app.ollama.push(script);
+                let body = app.prompt(&id, "Hi").await?.bytes().await.context(name.to_string())?;
+                same_stream(&body, &sse).context(name.to_string())?;
+                let rows = app.conversation(&id).await?;
+                let stored = rows.get(1).map_or("", |(_, text)| text);
+                ensure!(stored == reply, "{name}: stored {stored:?} instead of {reply:?}");
+            }
+        }
+        Ok(())
+    }
+
+    async fn a_line_over_the_cap_is_left_out_and_the_rest_goes_on(backend: Backend) -> Result<()> {
+        let app = TestApp::on(backend).variable("max_line_bytes", 1000).start().await?;
+        let long = wire::token(&"x".repeat(1000));
+        let script = Script::new().token("a").line(&long).token("b");
+        // Too long in pieces, and without an end for a while.
+        let script = script.bytes(vec![b'y'; 900]).bytes(vec![b'y'; 900]).bytes("\n").token("c").done();
+        app.ollama.push(script);
+        let events = app.ask("app", "Hi").await?;
+        let codes: Vec<_> = events.iter().map(Event::code).collect();
+        let cut = Some("line_too_long");
+        assert_eq!(codes, [None, cut, None, cut, None, None]);
+        assert_eq!(app.rows("app").await?[1].message, "abc");
+        Ok(())
+    }
+
+    async fn a_completion_over_the_cap_is_cut_off_and_kept_as_far_as_it_was_shown(backend: Backend) -> Result<()> {
+        let app = TestApp::on(backend).variable("max_completion_bytes", 1000).start().await?;
+        app.ollama.push(Script::new().endless(wire::token("0123456789")));
+        let events = app.ask("app", "Hi").await?;
+        let shown: String = events.iter().filter_map(content).collect();
+        assert_eq!(shown.len(), 1000);
+        assert_eq!(events.last().and_then(Event::code), Some("completion_too_long"));
+        let row = &app.rows("app").await?[1];
+        assert_eq!((row.message.as_str(), row.status.as_str()), (shown.as_str(), "partial"));
+        // There is no use in more of it.
+        assert_eq!(within("the end", app.ollama.chat(1).await.ended()).await?, Ending::ClientLeft);
+        Ok(())
+    }
+
+    async fn a_long_reply_comes_whole(backend: Backend) -> Result<()> {
+        let app = TestApp::start(backend).await?;
+        let tokens: Vec<_> = (0..20_000).map(|n| format!("{n} ")).collect();
+        app.ollama.push(Script::new().bytes(lines(&tokens)).done());
+        let events = app.ask("app", "Hi").await?;
+        assert_eq!(events.len(), 20_001);
+        assert_eq!(events.iter().filter_map(content).collect::<String>(), tokens.concat());
+        assert_eq!(app.rows("app").await?[1].message, tokens.concat());
+        Ok(())
+    }
+}
+
+/// The `content` of an event's line.
+fn content(event: &Event) -> Option<String> {
+    let line: Value = serde_json::from_str(event.data()?).ok()?;
+    Some(line.pointer("/message/content")?.as_str()?.to_owned())
+}
+
+fn lines(tokens: &[String]) -> Bytes {
+    let lines = tokens.iter().map(|token| wire::token(token) + "\n");
+    lines.collect::<String>().into()
+}
+
+fn fixtures() -> Result<Vec<PathBuf>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    let files = fs::read_dir(folder)?.map(|entry| Ok(entry?.path()));
+    let mut files: Vec<_> = files.collect::<Result<_>>()?;
+    files.retain(|file| {
+        file.extension()
+            .is_some_and(|extension| extension == "ndjson")
+    });
+    files.sort();
+    ensure!(!files.is_empty(), "no fixtures");
+    Ok(files)
+}
+
+/// Byte for byte, but for the payloads of errors, which must be of their code.
+fn same_stream(came: &[u8], expected: &str) -> Result<()> {
+    let came = std::str::from_utf8(came)?;
+    let mut events = came.split_inclusive("\n\n");
+    for expected in expected.split_inclusive("\n\n") {
+        let event = events
+            .next()
+            .with_context(|| format!("{expected:?} did not come"))?;
+        let code = expected.strip_prefix("event: error\ndata: {{error:");
+        match code.and_then(|rest| rest.strip_suffix("}}\n\n")) {
+            None => ensure!(event == expected, "{event:?} came instead of {expected:?}"),
+            Some(code) => {
+                let data = event.strip_prefix("event: error\ndata: ");
+                let data = data.and_then(|data| data.strip_suffix("\n\n"));
+                let data =
+                    data.with_context(|| format!("{event:?} came instead of the error {code}"))?;
+                let data: Value = serde_json::from_str(data)?;
+                ensure!(
+                    data["code"] == code,
+                    "{data} came instead of the error {code}"
+                );
+                ensure!(
+                    data["error"]
+                        .as_str()
+                        .is_some_and(|words| !words.is_empty()),
+                    "{data}"
+                );
+            }
+        }
+    }
+    ensure!(events.next().is_none(), "too much came: {came}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_comment_breaks_the_silence() -> Result<()> {
+    let app = TestApp::on(Backend::Sqlite)
+        .variable("comment_interval", "100ms")
+        .start()
+        .await?;
+    let (before, between) = (Gate::new(), Gate::new());
+    app.ollama
+        .push(Script::new().gate(&before).token("a").gate(&between).done());
+    let mut answer = app.prompt("app", "Hi").await?;
+    let is_comment = |chunk: &Bytes| chunk.starts_with(b":") && chunk.ends_with(b"\n\n");
+    for gate in [&before, &between] {
+        // Two each, so that it is no matter of one time only.
+        for _ in 0..2 {
+            let chunk = answer.chunk().await?.context("the stream ended")?;
+            assert!(is_comment(&chunk), "{chunk:?}");
+        }
+        gate.open();
+        let mut chunk = answer.chunk().await?.context("the stream ended")?;
+        while is_comment(&chunk) {
+            chunk = answer.chunk().await?.context("the stream ended")?;
+        }
+        assert!(chunk.starts_with(b"data: "), "{chunk:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_library_does_not_see_comments() -> Result<()> {
+    let app = TestApp::on(Backend::Sqlite)
+        .variable("comment_interval", "50ms")
+        .start()
+        .await?;
+    let pause = Duration::from_millis(300);
+    app.ollama
+        .push(Script::new().delay(pause).token("a").delay(pause).done());
+    let events = app.ask("app", "Hi").await?;
+    assert_eq!(events, [wire::token("a"), wire::done()].map(Event::Data));
+    Ok(())
+}

@@ -1,0 +1,146 @@
+//! The host is told to stop: it takes nothing new, and lets what runs end.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use llmchat_tests::{Backend, Client, Event, TestApp, eventually, on_both_stores, prompt, within};
+use ollama_stand_in::{Gate, Script, wire};
+use tokio::net::TcpStream;
+
+use crate::conversation::{Lock, words};
+
+on_both_stores! {
+    async fn a_stop_lets_running_turns_end(backend: Backend) -> Result<()> {
+        let mut app = TestApp::start(backend).await?;
+        let gate = Gate::new();
+        app.ollama.push(Script::new().token("a").gate(&gate).token("b").done());
+        let mut events = app.stream("app", "Hi").await?;
+        events.next().await?;
+        let address = app.address();
+        let (stopped, rest) = tokio::join!(within("the stop", app.stop()), async {
+            // It takes nobody new, and still runs.
+            llmchat_tests::eventually("the closed door", async || {
+                Ok(TcpStream::connect(address).await.is_err().then_some(()))
+            })
+            .await?;
+            gate.open();
+            events.rest().await
+        });
+        assert_eq!(stopped?, 0);
+        assert_eq!(rest?, [wire::token("b"), wire::done()].map(Event::Data));
+        assert_eq!(app.rows("app").await?[1].message, "ab");
+        Ok(())
+    }
+
+    async fn a_stop_lets_a_turn_end_whose_client_has_left(backend: Backend) -> Result<()> {
+        let mut app = TestApp::start(backend).await?;
+        let gate = Gate::new();
+        app.ollama.push(Script::new().token("a").gate(&gate).token("b").done());
+        let mut events = app.stream("app", "Hi").await?;
+        events.next().await?;
+        drop(events);
+        let address = app.address();
+        let (stopped, opened) = tokio::join!(within("the stop", app.stop()), async {
+            llmchat_tests::eventually("the closed door", async || {
+                Ok(TcpStream::connect(address).await.is_err().then_some(()))
+            })
+            .await?;
+            gate.open();
+            anyhow::Ok(())
+        });
+        opened?;
+        assert_eq!(stopped?, 0);
+        let rows = app.rows("app").await?;
+        assert_eq!((rows[1].words(), rows[1].status.as_str()), (("assistant", "ab"), "complete"));
+        Ok(())
+    }
+
+    async fn a_stop_cuts_what_takes_too_long_and_the_prompt_stays(backend: Backend) -> Result<()> {
+        let mut app = TestApp::on(backend).drain(Duration::from_millis(300)).start().await?;
+        app.ollama.push(Script::new().token("a").hang());
+        let mut events = app.stream("app", "Hi").await?;
+        events.next().await?;
+        assert_eq!(within("the stop", app.stop()).await?, 1);
+        // Not a clean end: the client knows that there is more to it.
+        assert!(events.rest().await.is_err());
+        assert_eq!(app.conversation("app").await?[0], ("user".to_owned(), "Hi".to_owned()));
+        Ok(())
+    }
+
+    async fn a_crash_leaves_the_prompt_and_the_conversation_goes_on(backend: Backend) -> Result<()> {
+        let mut app = TestApp::start(backend).await?;
+        app.ollama.push(Script::reply(["kept"]));
+        app.ask("app", "one").await?;
+        app.ollama.push(Script::new().token("lost").hang());
+        let mut events = app.stream("app", "two").await?;
+        events.next().await?;
+        app.crash();
+        // Not a clean end: nobody takes it for a whole reply.
+        assert!(events.rest().await.is_err());
+
+        app.restart().await?;
+        app.ollama.push(Script::reply(["ok"]));
+        app.ask("app", "three").await?;
+        let sent = within("the chat request", app.ollama.chat(3)).await?.request().messages()?;
+        let expected = [("user", "one"), ("assistant", "kept"), ("user", "two"), ("user", "three")];
+        assert_eq!(sent, words(&expected));
+        Ok(())
+    }
+
+    async fn a_crash_while_the_prompt_is_being_stored_leaves_it_once_or_not_at_all(backend: Backend) -> Result<()> {
+        let mut app = TestApp::start(backend).await?;
+        app.ollama.always(Script::reply(["ok"]));
+        app.ask("app", "one").await?;
+        let lock = Lock::take(&app).await?;
+        let client = Client::of(app.address());
+        let asking = tokio::spawn(async move { client.prompt(&prompt("app", "two")).await });
+        eventually("the turn", async || Ok((app.open_turns() > 0).then_some(()))).await?;
+        app.crash();
+        // Nobody is told that it is stored.
+        let asked = within("the broken connection", asking).await??;
+        assert!(asked.is_err() || asked.is_ok_and(|answer| answer.status() == 500));
+        lock.release().await?;
+
+        app.restart().await?;
+        app.ask("app", "three").await?;
+        let conversation = app.conversation("app").await?;
+        let without = words(&[("user", "one"), ("assistant", "ok"), ("user", "three"), ("assistant", "ok")]);
+        let mut with = without.clone();
+        with.insert(2, ("user".to_owned(), "two".to_owned()));
+        assert!([with, without].contains(&conversation), "{conversation:?}");
+        Ok(())
+    }
+
+    async fn a_crash_while_the_reply_is_being_stored_leaves_it_once_or_not_at_all(backend: Backend) -> Result<()> {
+        let mut app = TestApp::start(backend).await?;
+        let gate = Gate::new();
+        app.ollama.push(Script::new().token("reply").gate(&gate).done());
+        let mut events = app.stream("app", "one").await?;
+        events.next().await?;
+        let lock = Lock::take(&app).await?;
+        gate.open();
+        within("the end of Ollama's answer", app.ollama.chat(1).await.ended()).await?;
+        app.crash();
+        // No receipt: nobody was told that it is stored.
+        assert!(events.rest().await.is_err());
+        lock.release().await?;
+
+        app.restart().await?;
+        app.ollama.push(Script::reply(["ok"]));
+        app.ask("app", "two").await?;
+        let conversation = app.conversation("app").await?;
+        let without = words(&[("user", "one"), ("user", "two"), ("assistant", "ok")]);
+        let mut with = without.clone();
+        with.insert(1, ("assistant".to_owned(), "reply".to_owned()));
+        assert!([with, without].contains(&conversation), "{conversation:?}");
+        Ok(())
+    }
+
+    async fn a_stop_without_turns_is_at_once(backend: Backend) -> Result<()> {
+        let mut app = TestApp::start(backend).await?;
+        app.ollama.push(Script::reply(["ok"]));
+        app.ask("app", "Hi").await?;
+        assert_eq!(within("the stop", app.stop()).await?, 0);
+        Ok(())
+    }
+}

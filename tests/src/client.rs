@@ -1,0 +1,252 @@
+//! A client of llmchat: one connection a request, so that a test says when it leaves.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::Pin;
+
+use anyhow::{Context, Result, bail, ensure};
+use bytes::Bytes;
+use eventsource_stream::Eventsource;
+use futures_util::{Stream, StreamExt};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
+use hyper::body::{Frame, Incoming};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+
+use crate::within;
+
+/// Sends requests to one address.
+#[derive(Clone, Copy, Debug)]
+pub struct Client {
+    address: SocketAddr,
+}
+
+impl Client {
+    /// A client of the server at `address`.
+    pub fn of(address: SocketAddr) -> Self {
+        Self { address }
+    }
+
+    /// A prompt; returns with the head of the answer.
+    pub async fn prompt(&self, body: &Value) -> Result<Answer> {
+        self.post(body.to_string()).await
+    }
+
+    /// Any body, with its `content-length`.
+    pub async fn post(&self, body: impl Into<Bytes>) -> Result<Answer> {
+        let body = Full::new(body.into()).boxed();
+        self.send(Method::POST, "/llmchat/", body).await
+    }
+
+    /// A body in chunks, its length not announced.
+    pub async fn post_chunked(&self, chunks: Vec<Bytes>) -> Result<Answer> {
+        let frames = chunks.into_iter().map(|chunk| Ok(Frame::data(chunk)));
+        let body = BodyExt::boxed(StreamBody::new(futures_util::stream::iter(frames)));
+        self.send(Method::POST, "/llmchat/", body).await
+    }
+
+    /// A request without a body.
+    pub async fn request(&self, method: Method, path: &str) -> Result<Answer> {
+        self.send(method, path, Full::default().boxed()).await
+    }
+
+    /// Any request.
+    pub async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: BoxBody<Bytes, Infallible>,
+    ) -> Result<Answer> {
+        let stream = TcpStream::connect(self.address).await?;
+        stream.set_nodelay(true)?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let connection = AbortOnDrop(tokio::spawn(async move {
+            // Its errors come out with the body.
+            let _ = connection.await;
+        }));
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", self.address.to_string())
+            .header("content-type", "application/json")
+            .body(body)?;
+        let response = within("the head of an answer", sender.send_request(request)).await??;
+        Ok(Answer {
+            response,
+            _connection: connection,
+        })
+    }
+}
+
+/// The connection's task; the connection closes when this is dropped.
+#[derive(Debug)]
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// The head of an answer, and its body to come. The client leaves when this is dropped.
+#[derive(Debug)]
+pub struct Answer {
+    response: Response<Incoming>,
+    _connection: AbortOnDrop,
+}
+
+impl Answer {
+    /// The status.
+    pub fn status(&self) -> StatusCode {
+        self.response.status()
+    }
+
+    /// A header, if it is there.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.response.headers().get(name)?.to_str().ok()
+    }
+
+    /// The whole body; an error if it was cut.
+    pub async fn bytes(self) -> Result<Bytes> {
+        let body = within("the end of a body", self.response.into_body().collect()).await?;
+        Ok(body?.to_bytes())
+    }
+
+    /// The whole body as text.
+    pub async fn text(self) -> Result<String> {
+        Ok(String::from_utf8(self.bytes().await?.to_vec())?)
+    }
+
+    /// The words of a JSON error with this status; an error if the answer is another.
+    pub async fn error(self, status: u16) -> Result<String> {
+        let (came, kind) = (
+            self.status(),
+            self.header("content-type").map(str::to_owned),
+        );
+        let text = self.text().await?;
+        ensure!(came == status, "status {came} instead of {status}: {text}");
+        ensure!(
+            kind.as_deref() == Some("application/json"),
+            "content-type {kind:?}: {text}"
+        );
+        let body: Value = serde_json::from_str(&text)?;
+        let words = body.get("error").and_then(Value::as_str);
+        Ok(words
+            .with_context(|| format!("no `error` in {text}"))?
+            .to_owned())
+    }
+
+    /// The events, read by a library that is not ours; an error if the answer is no stream.
+    pub async fn events(self) -> Result<Events> {
+        if self.status() != StatusCode::OK
+            || self.header("content-type") != Some("text/event-stream")
+        {
+            bail!(
+                "no stream of events: {} {}",
+                self.status(),
+                self.text().await?
+            );
+        }
+        Ok(Events {
+            stream: Box::pin(self.response.into_body().into_data_stream().eventsource()),
+            _connection: self._connection,
+        })
+    }
+
+    /// The body as it comes, chunk by chunk.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
+        let frame = within("a chunk", self.response.body_mut().frame()).await?;
+        let frame = frame.transpose()?;
+        Ok(frame.and_then(|frame| frame.into_data().ok()))
+    }
+}
+
+/// An event as a client sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// `data:`, which is to be one of Ollama's lines.
+    Data(String),
+    /// `event: error`
+    Error {
+        /// The kind.
+        code: String,
+        /// The words.
+        error: String,
+        /// All of it.
+        data: String,
+    },
+}
+
+impl Event {
+    /// The code, if this is an error.
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            Self::Error { code, .. } => Some(code),
+            Self::Data(_) => None,
+        }
+    }
+
+    /// The line, if this is none.
+    pub fn data(&self) -> Option<&str> {
+        match self {
+            Self::Data(line) => Some(line),
+            Self::Error { .. } => None,
+        }
+    }
+}
+
+/// A stream of events. The client leaves when this is dropped.
+pub struct Events {
+    stream: EventStream,
+    _connection: AbortOnDrop,
+}
+
+type EventStream = Pin<
+    Box<
+        dyn Stream<
+                Item = Result<
+                    eventsource_stream::Event,
+                    eventsource_stream::EventStreamError<hyper::Error>,
+                >,
+            > + Send,
+    >,
+>;
+
+impl Events {
+    /// The next event; `None` at the clean end of the stream.
+    pub async fn next(&mut self) -> Result<Option<Event>> {
+        let Some(event) = within("an event", self.stream.next()).await? else {
+            return Ok(None);
+        };
+        let event = event?;
+        Ok(Some(match event.event.as_str() {
+            "message" => Event::Data(event.data),
+            "error" => {
+                let body: Value = serde_json::from_str(&event.data)?;
+                let field = |name| body.get(name).and_then(Value::as_str).map(str::to_owned);
+                Event::Error {
+                    code: field("code").with_context(|| format!("no code: {}", event.data))?,
+                    error: field("error").with_context(|| format!("no error: {}", event.data))?,
+                    data: event.data,
+                }
+            }
+            other => bail!("an event of type {other}: {}", event.data),
+        }))
+    }
+
+    /// The rest of them, to the clean end of the stream.
+    pub async fn rest(mut self) -> Result<Vec<Event>> {
+        within("the end of a stream of events", async {
+            let mut events = Vec::new();
+            while let Some(event) = self.next().await? {
+                events.push(event);
+            }
+            Ok(events)
+        })
+        .await?
+    }
+}

@@ -1,0 +1,276 @@
+//! A wire-cutter: a TCP proxy that stands for the network, and fails when told to.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Result, anyhow};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+
+/// A network between a client and the server at an address. Everything is undone by
+/// [`Wire::mend`] but what was cut.
+#[derive(Debug)]
+pub struct Wire {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    task: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    fault: watch::Sender<Fault>,
+    /// Counts the cuts: a connection ends when it changes.
+    cuts: watch::Sender<usize>,
+    accepted: AtomicUsize,
+    open: AtomicUsize,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Fault {
+    #[default]
+    None,
+    /// New connections are closed at once.
+    Refuse,
+    /// What the server says is lost; what the client says arrives.
+    SwallowAnswers,
+    /// Nothing passes, in either direction, and nothing is lost.
+    Hold,
+    /// Everything takes this long, each way.
+    Delay(Duration),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    ToServer,
+    ToClient,
+}
+
+impl Wire {
+    /// A network that works.
+    pub async fn to(server: SocketAddr) -> Result<Self> {
+        Self::between(Ipv4Addr::LOCALHOST, server).await
+    }
+
+    /// A network that works, to be reached at `near`.
+    pub async fn between(near: Ipv4Addr, server: SocketAddr) -> Result<Self> {
+        let listener = TcpListener::bind((near, 0)).await?;
+        let address = listener.local_addr()?;
+        let shared = Arc::new(Shared {
+            fault: watch::Sender::default(),
+            cuts: watch::Sender::default(),
+            accepted: AtomicUsize::new(0),
+            open: AtomicUsize::new(0),
+        });
+        let task = tokio::spawn(accept(listener, server, shared.clone()));
+        Ok(Self {
+            address,
+            shared,
+            task,
+        })
+    }
+
+    /// Where the client connects instead of the server.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Cuts every connection that is open now (an RST to both sides).
+    pub fn cut(&self) {
+        self.shared.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
+    /// Closes every new connection at once.
+    pub fn refuse(&self) {
+        self.shared.fault.send_replace(Fault::Refuse);
+    }
+
+    /// Loses everything that the server says from now on.
+    pub fn swallow_answers(&self) {
+        self.shared.fault.send_replace(Fault::SwallowAnswers);
+    }
+
+    /// Lets nothing pass, and loses nothing.
+    pub fn hold(&self) {
+        self.shared.fault.send_replace(Fault::Hold);
+    }
+
+    /// Delays everything.
+    pub fn delay(&self, duration: Duration) {
+        self.shared.fault.send_replace(Fault::Delay(duration));
+    }
+
+    /// Lets everything pass again.
+    pub fn mend(&self) {
+        self.shared.fault.send_replace(Fault::None);
+    }
+
+    /// Connections that were ever made.
+    pub fn accepted(&self) -> usize {
+        self.shared.accepted.load(Ordering::Relaxed)
+    }
+
+    /// Connections that are open now.
+    pub fn open(&self) -> usize {
+        self.shared.open.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn accept(listener: TcpListener, server: SocketAddr, shared: Arc<Shared>) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                let Ok((client, _)) = accepted else { continue };
+                shared.accepted.fetch_add(1, Ordering::Relaxed);
+                let shared = shared.clone();
+                connections.spawn(async move {
+                    shared.open.fetch_add(1, Ordering::Relaxed);
+                    // A connection that fails is what a wire-cutter is for.
+                    let _ = connect(client, server, &shared).await;
+                    shared.open.fetch_sub(1, Ordering::Relaxed);
+                });
+            }
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+async fn connect(mut client: TcpStream, server: SocketAddr, shared: &Shared) -> Result<()> {
+    let mut cuts = shared.cuts.subscribe();
+    if *shared.fault.borrow() == Fault::Refuse {
+        return reset(&client);
+    }
+    let mut server = TcpStream::connect(server).await?;
+    client.set_nodelay(true)?;
+    server.set_nodelay(true)?;
+    let ended = {
+        let (from_client, to_client) = client.split();
+        let (from_server, to_server) = server.split();
+        tokio::select! {
+            ended = pump(from_client, to_server, Direction::ToServer, shared) => ended,
+            ended = pump(from_server, to_client, Direction::ToClient, shared) => ended,
+            _ = cuts.changed() => Err(anyhow!("cut")),
+        }
+    };
+    // Neither HTTP nor PostgreSQL goes on with half a connection: the first end is the end.
+    if ended.is_err() {
+        reset(&client)?;
+        reset(&server)?;
+    }
+    Ok(())
+}
+
+async fn pump(
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
+    direction: Direction,
+    shared: &Shared,
+) -> Result<()> {
+    let mut fault = shared.fault.subscribe();
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let read = from.read(&mut buffer).await?;
+        if read == 0 {
+            return Ok(());
+        }
+        let now = *fault.wait_for(|fault| *fault != Fault::Hold).await?;
+        match now {
+            Fault::Delay(duration) => tokio::time::sleep(duration).await,
+            Fault::SwallowAnswers if direction == Direction::ToClient => continue,
+            _ => {}
+        }
+        to.write_all(buffer.get(..read).unwrap_or_default()).await?;
+    }
+}
+
+/// Makes the close that follows an RST.
+fn reset(stream: &TcpStream) -> Result<()> {
+    Ok(socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{eventually, within};
+
+    /// A server that says what it hears.
+    async fn echo() -> Result<SocketAddr> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let (mut read, mut write) = stream.split();
+                    tokio::io::copy(&mut read, &mut write).await
+                });
+            }
+        });
+        Ok(address)
+    }
+
+    async fn say(stream: &mut TcpStream, word: &[u8; 4]) -> Result<[u8; 4]> {
+        stream.write_all(word).await?;
+        let mut heard = [0; 4];
+        within("an echo", stream.read_exact(&mut heard)).await??;
+        Ok(heard)
+    }
+
+    #[tokio::test]
+    async fn it_passes_cuts_and_mends() -> Result<()> {
+        let wire = Wire::to(echo().await?).await?;
+        let mut stream = TcpStream::connect(wire.address()).await?;
+        assert_eq!(&say(&mut stream, b"ping").await?, b"ping");
+        assert_eq!((wire.accepted(), wire.open()), (1, 1));
+
+        wire.cut();
+        assert!(say(&mut stream, b"ping").await.is_err());
+        eventually("the connection's end", async || {
+            Ok((wire.open() == 0).then_some(()))
+        })
+        .await?;
+
+        wire.refuse();
+        let mut stream = TcpStream::connect(wire.address()).await?;
+        assert!(say(&mut stream, b"ping").await.is_err());
+
+        wire.mend();
+        let mut stream = TcpStream::connect(wire.address()).await?;
+        assert_eq!(&say(&mut stream, b"ping").await?, b"ping");
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn what_is_held_comes_later_and_what_is_swallowed_never() -> Result<()> {
+        let wire = Wire::to(echo().await?).await?;
+        let mut stream = TcpStream::connect(wire.address()).await?;
+        assert_eq!(&say(&mut stream, b"ping").await?, b"ping");
+
+        wire.hold();
+        stream.write_all(b"held").await?;
+        let nothing = tokio::time::timeout(Duration::from_millis(100), stream.peek(&mut [0])).await;
+        assert!(nothing.is_err());
+        wire.mend();
+        let mut heard = [0; 4];
+        within("what was held", stream.read_exact(&mut heard)).await??;
+        assert_eq!(&heard, b"held");
+
+        wire.swallow_answers();
+        stream.write_all(b"lost").await?;
+        let nothing = tokio::time::timeout(Duration::from_millis(100), stream.peek(&mut [0])).await;
+        assert!(nothing.is_err());
+        wire.mend();
+        assert_eq!(&say(&mut stream, b"ping").await?, b"ping");
+        Ok(())
+    }
+}
