@@ -1,0 +1,5 @@
+//! The splitter: lines do not depend on how the network cut the bytes, and are those of a plain split.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| llmchat_fuzz::lines(data));
