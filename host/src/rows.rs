@@ -1,70 +1,79 @@
 //! A query's rows as a stream and its outcome as a future, the way both of Spin's
 //! database interfaces hand them out.
 //!
-//! Rows pass through a channel that holds a few: a slow reader holds the database back,
-//! and no result has to fit into memory.
+//! The component's read is what draws rows from the database: one that reads slowly holds
+//! the database back, and no result has to fit into memory.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use tokio::sync::{mpsc, oneshot};
+use futures_util::Stream;
+use tokio::sync::oneshot;
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Destination, StreamProducer, StreamResult, VecBuffer};
 
-/// How many rows wait between the database and the component, as in Spin.
-const WAITING: usize = 4;
+/// Rows handed over at once, if so many have come.
+pub(crate) const BATCH: usize = 64;
 
-/// The database's ends of the two.
-pub(crate) struct Sender<R, E> {
-    pub(crate) rows: mpsc::Sender<R>,
-    pub(crate) outcome: oneshot::Sender<Result<(), E>>,
+/// What a query yields: rows, and perhaps an error after them.
+type Source<R, E> = Pin<Box<dyn Stream<Item = Result<R, E>> + Send>>;
+
+/// Rows on their way into a component.
+pub(crate) struct Rows<R, E> {
+    /// `None` when it has ended, and with it whatever it holds of the database.
+    source: Option<Source<R, E>>,
+    outcome: Option<oneshot::Sender<Result<(), E>>>,
 }
 
-/// The component's ends of the two.
-pub(crate) struct Receiver<R, E> {
-    pub(crate) rows: Rows<R>,
-    outcome: oneshot::Receiver<Result<(), E>>,
+/// The stream and the future. `lost` is the outcome of rows that were not read to their end.
+pub(crate) fn split<R, E>(
+    source: impl Stream<Item = Result<R, E>> + Send + 'static,
+    lost: impl FnOnce() -> E + Send + 'static,
+) -> (
+    Rows<R, E>,
+    impl Future<Output = wasmtime::Result<Result<(), E>>> + Send + 'static,
+)
+where
+    E: Send + 'static,
+{
+    let (sender, outcome) = oneshot::channel();
+    let rows = Rows {
+        source: Some(Box::pin(source)),
+        outcome: Some(sender),
+    };
+    (rows, async move {
+        Ok(outcome.await.unwrap_or_else(|_| Err(lost())))
+    })
 }
 
-pub(crate) fn channel<R, E>() -> (Sender<R, E>, Receiver<R, E>) {
-    let (rows_sender, rows) = mpsc::channel(WAITING);
-    let (outcome_sender, outcome) = oneshot::channel();
-    (
-        Sender {
-            rows: rows_sender,
-            outcome: outcome_sender,
-        },
-        Receiver {
-            rows: Rows(rows),
-            outcome,
-        },
-    )
-}
-
-impl<R, E> Receiver<R, E> {
-    /// The stream and the future. `lost` stands in where the work ended without a word,
-    /// which only a panic does.
-    pub(crate) fn split(
-        self,
-        lost: impl FnOnce() -> E + Send + 'static,
-    ) -> (
-        Rows<R>,
-        impl Future<Output = wasmtime::Result<Result<(), E>>> + Send + 'static,
-    )
-    where
-        E: Send + 'static,
-    {
-        let outcome = self.outcome;
-        (self.rows, async move {
-            Ok(outcome.await.unwrap_or_else(|_| Err(lost())))
-        })
+impl<R, E> Rows<R, E> {
+    /// Rows that have come, at least one unless they have ended.
+    fn poll_batch(&mut self, cx: &mut Context<'_>) -> Poll<Vec<R>> {
+        let mut batch = Vec::new();
+        while let Some(source) = &mut self.source
+            && batch.len() < BATCH
+        {
+            let outcome = match source.as_mut().poll_next(cx) {
+                Poll::Ready(Some(Ok(row))) => {
+                    batch.push(row);
+                    continue;
+                }
+                Poll::Ready(Some(Err(error))) => Err(error),
+                Poll::Ready(None) => Ok(()),
+                Poll::Pending if batch.is_empty() => return Poll::Pending,
+                Poll::Pending => break,
+            };
+            // A connection goes back to its pool first: whoever hears the outcome may want it next.
+            self.source = None;
+            if let Some(sender) = self.outcome.take() {
+                let _ = sender.send(outcome);
+            }
+        }
+        Poll::Ready(batch)
     }
 }
 
-/// Rows on their way into a component.
-pub(crate) struct Rows<R>(mpsc::Receiver<R>);
-
-impl<D, R: Send + Sync + 'static> StreamProducer<D> for Rows<R> {
+impl<D, R: Send + Sync + 'static, E: Send + 'static> StreamProducer<D> for Rows<R, E> {
     type Item = R;
     type Buffer = VecBuffer<R>;
 
@@ -76,18 +85,18 @@ impl<D, R: Send + Sync + 'static> StreamProducer<D> for Rows<R> {
         finish: bool,
     ) -> Poll<wasmtime::Result<StreamResult>> {
         // A reader that asks for nothing wants to know whether it is worth asking:
-        // a row taken from the channel for it might be lost.
-        let limit = match destination.remaining(store) {
-            Some(0) => return Poll::Ready(Ok(StreamResult::Completed)),
-            Some(wanted) => wanted.min(WAITING),
-            None => WAITING,
-        };
-        let mut rows = Vec::with_capacity(limit);
-        match self.get_mut().0.poll_recv_many(cx, &mut rows, limit) {
-            Poll::Ready(0) => Poll::Ready(Ok(StreamResult::Dropped)),
-            Poll::Ready(_) => {
-                destination.set_buffer(rows.into());
-                Poll::Ready(Ok(StreamResult::Completed))
+        // a row taken for it might be lost.
+        if destination.remaining(store) == Some(0) {
+            return Poll::Ready(Ok(StreamResult::Completed));
+        }
+        let this = self.get_mut();
+        match this.poll_batch(cx) {
+            Poll::Ready(batch) => {
+                destination.set_buffer(batch.into());
+                Poll::Ready(Ok(match this.source {
+                    Some(_) => StreamResult::Completed,
+                    None => StreamResult::Dropped,
+                }))
             }
             Poll::Pending if finish => Poll::Ready(Ok(StreamResult::Cancelled)),
             Poll::Pending => Poll::Pending,

@@ -1,17 +1,20 @@
 //! `spin:sqlite`: the databases that the manifest grants, as files.
 //!
 //! As in Spin: a connection for every `open`, statements run one at a time on a thread
-//! that may block, and its rows leave a few at a time. So a reader that is slow holds the
+//! that may block, and its rows leave a batch at a time. So a reader that is slow holds the
 //! connection, and with it SQLite's lock.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, ready};
 use std::time::Duration;
 
+use futures_util::Stream;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::types::{Value as Sql, ValueRef};
-use tokio::sync::oneshot;
+use tokio::sync::mpsc::error::SendError;
+use tokio::sync::{mpsc, oneshot};
 use wasmtime::component::{Accessor, FutureReader, HasData, Resource, StreamReader};
 
 use crate::component::bindings::spin::sqlite::sqlite as wit;
@@ -20,6 +23,9 @@ use crate::rows;
 
 /// How long a statement waits for another connection's lock: what rusqlite, and so Spin, sets.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A batch of rows ends with the one that makes it as large.
+const BATCH_BYTES: usize = 64 * 1024;
 
 /// The label whose file Spin provides without a runtime configuration.
 const DEFAULT: &str = "default";
@@ -75,37 +81,125 @@ impl Connection {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs one statement. `columns` are sent as soon as it is prepared; an error of any
-    /// kind is the outcome of the rows.
-    fn execute(
+    /// Runs one statement and hands its result to `reply`; an error of any kind comes after the rows.
+    fn execute(&self, statement: &str, parameters: Vec<wit::Value>, mut reply: Reply) {
+        let outcome = self.run(statement, parameters, &mut reply);
+        reply.end(outcome);
+    }
+
+    fn run(
         &self,
         statement: &str,
         parameters: Vec<wit::Value>,
-        columns: oneshot::Sender<Vec<String>>,
-        rows: &tokio::sync::mpsc::Sender<wit::RowResult>,
+        reply: &mut Reply,
     ) -> Result<(), wit::Error> {
         let connection = self.lock();
         let mut statement = connection.prepare_cached(statement).map_err(io)?;
-        let names = statement
-            .column_names()
-            .into_iter()
-            .map(str::to_owned)
-            .collect::<Vec<_>>();
-        let width = names.len();
-        let _ = columns.send(names);
+        let columns = statement.column_names().into_iter().map(str::to_owned);
+        reply.columns = columns.collect();
+        let width = reply.columns.len();
         let parameters = rusqlite::params_from_iter(parameters.into_iter().map(to_sql));
         let mut found = statement.query(parameters).map_err(io)?;
         while let Some(row) = found.next().map_err(io)? {
             let values = (0..width).map(|index| from_sql(row.get_ref(index).map_err(io)?));
-            let row = wit::RowResult {
+            reply.row(wit::RowResult {
                 values: values.collect::<Result<_, _>>()?,
-            };
-            if rows.blocking_send(row).is_err() {
-                return Err(wit::Error::Io("the rows were dropped unread".to_owned()));
-            }
+            })?;
         }
         Ok(())
     }
+}
+
+/// Rows that leave the thread of a statement together, and after the last of them its outcome.
+struct Batch {
+    rows: Vec<wit::RowResult>,
+    end: Option<Result<(), wit::Error>>,
+}
+
+/// The result of a statement on its way from the thread that it runs on. The columns are told with
+/// the first rows, so that a small result costs one change of thread.
+struct Reply {
+    columns: Vec<String>,
+    started: Option<oneshot::Sender<Vec<String>>>,
+    batches: mpsc::Sender<Batch>,
+    rows: Vec<wit::RowResult>,
+    bytes: usize,
+}
+
+impl Reply {
+    /// The reply, and its other ends: the columns, and the rows.
+    fn new() -> (Self, oneshot::Receiver<Vec<String>>, mpsc::Receiver<Batch>) {
+        let (started, columns) = oneshot::channel();
+        let (sender, batches) = mpsc::channel(1);
+        let reply = Self {
+            columns: Vec::new(),
+            started: Some(started),
+            batches: sender,
+            rows: Vec::new(),
+            bytes: 0,
+        };
+        (reply, columns, batches)
+    }
+
+    fn row(&mut self, row: wit::RowResult) -> Result<(), wit::Error> {
+        self.bytes += row.values.iter().map(size).sum::<usize>();
+        self.rows.push(row);
+        if self.rows.len() < rows::BATCH && self.bytes < BATCH_BYTES {
+            return Ok(());
+        }
+        self.send(None)
+            .map_err(|_| wit::Error::Io("the rows were dropped unread".to_owned()))
+    }
+
+    fn end(mut self, outcome: Result<(), wit::Error>) {
+        let _ = self.send(Some(outcome));
+    }
+
+    /// Waits while the last batch has not been taken.
+    fn send(&mut self, end: Option<Result<(), wit::Error>>) -> Result<(), SendError<Batch>> {
+        self.bytes = 0;
+        let rows = std::mem::take(&mut self.rows);
+        self.batches.blocking_send(Batch { rows, end })?;
+        if let Some(started) = self.started.take() {
+            let _ = started.send(std::mem::take(&mut self.columns));
+        }
+        Ok(())
+    }
+}
+
+fn size(value: &wit::Value) -> usize {
+    match value {
+        wit::Value::Text(it) => it.len(),
+        wit::Value::Blob(it) => it.len(),
+        wit::Value::Null | wit::Value::Integer(_) | wit::Value::Real(_) => size_of::<wit::Value>(),
+    }
+}
+
+/// The rows of the batches, one by one.
+fn rows_of(
+    mut batches: mpsc::Receiver<Batch>,
+) -> impl Stream<Item = Result<wit::RowResult, wit::Error>> {
+    let mut rows = Vec::new().into_iter();
+    let mut end = None;
+    futures_util::stream::poll_fn(move |cx| {
+        loop {
+            if let Some(row) = rows.next() {
+                return Poll::Ready(Some(Ok(row)));
+            }
+            match end.take() {
+                Some(Ok(())) => return Poll::Ready(None),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => {}
+            }
+            let Some(batch) = ready!(batches.poll_recv(cx)) else {
+                // Only a thread that panicked ends without a word.
+                let abandoned = wit::Error::Io("the statement was abandoned".to_owned());
+                return Poll::Ready(Some(Err(abandoned)));
+            };
+            rows = batch.rows.into_iter();
+            end = batch.end;
+        }
+    })
 }
 
 fn io(error: rusqlite::Error) -> wit::Error {
@@ -187,16 +281,17 @@ impl<T: Send> wit::HostConnectionWithStore<T> for SpinSqlite {
         parameters: Vec<wit::Value>,
     ) -> wasmtime::Result<Result<QueryResult, wit::Error>> {
         let connection = connection(accessor, &resource)?;
-        let (columns_sender, columns) = oneshot::channel();
-        let (sender, receiver) = rows::channel();
+        let services = accessor.with(|mut access| access.get().services.clone());
+        let (reply, columns, batches) = Reply::new();
         tokio::task::spawn_blocking(move || {
-            let outcome = connection.execute(&statement, parameters, columns_sender, &sender.rows);
-            let _ = sender.outcome.send(outcome);
+            connection.execute(&statement, parameters, reply);
+            drop(connection);
+            drop(services);
         });
-        // A statement that could not be prepared has no columns; its error is the outcome.
         let columns = columns.await.unwrap_or_default();
-        let (rows, outcome) =
-            receiver.split(|| wit::Error::Io("the statement was abandoned".to_owned()));
+        let (rows, outcome) = rows::split(rows_of(batches), || {
+            wit::Error::Io("the rows were dropped unread".to_owned())
+        });
         accessor.with(|mut access| {
             let rows = StreamReader::new(&mut access, rows)?;
             let outcome = FutureReader::new(&mut access, outcome)?;

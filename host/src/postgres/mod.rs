@@ -1,8 +1,7 @@
 //! `spin:postgres`: one pool an address, one pooled client a connection resource.
 //!
-//! As in Spin, a statement is prepared and executed on every call, and a client that goes
-//! back to the pool is cleaned before it is used again. A row stream keeps its client
-//! until it has been read to its end or dropped.
+//! As in Spin, a client is cleaned between two uses, and a row stream keeps its client until
+//! it has been read to its end or dropped.
 #![allow(
     clippy::result_large_err,
     reason = "the size is that of Spin's interface"
@@ -12,10 +11,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
-use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod};
-use futures_util::StreamExt as _;
+use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod};
+use futures_util::{Stream, StreamExt as _};
+use tokio_postgres::NoTls;
 use tokio_postgres::config::{Host, SslMode};
-use tokio_postgres::{NoTls, Row, RowStream};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use wasmtime::component::{Accessor, FutureReader, HasData, Resource, StreamReader};
 
@@ -24,8 +23,11 @@ use crate::instance::Instance;
 use crate::outbound::Outbound;
 use crate::rows;
 
+mod client;
 mod error;
 mod values;
+
+use client::Client;
 
 /// Clients an address, as in Spin.
 const POOL_SIZE: usize = 64;
@@ -44,11 +46,12 @@ impl Pools {
         }
     }
 
-    async fn client(&self, address: &str) -> Result<Object, wit::Error> {
+    async fn client(&self, address: &str) -> Result<Client, wit::Error> {
         let failed = |error: anyhow::Error| wit::Error::ConnectionFailed(format!("{error:#}"));
         let pool = self.pool(address)?;
         pool.get()
             .await
+            .map(Client::new)
             .context("connecting to PostgreSQL")
             .map_err(failed)
     }
@@ -66,14 +69,15 @@ impl Pools {
                 wit::Error::ConnectionFailed(error.to_string())
             })?;
         self.check_allowed(&config)?;
-        let cleaning = ManagerConfig {
-            recycling_method: RecyclingMethod::Clean,
+        // They come back clean.
+        let recycling = ManagerConfig {
+            recycling_method: RecyclingMethod::Fast,
         };
         let manager = if config.get_ssl_mode() == SslMode::Disable {
-            Manager::from_config(config, NoTls, cleaning)
+            Manager::from_config(config, NoTls, recycling)
         } else {
             let tls = MakeRustlsConnect::new(self.outbound.tls.as_ref().clone());
-            Manager::from_config(config, tls, cleaning)
+            Manager::from_config(config, tls, recycling)
         };
         let pool = Pool::builder(manager)
             .max_size(POOL_SIZE)
@@ -112,7 +116,7 @@ impl Pools {
 /// A connection resource: its client goes back to the pool when this and the row streams
 /// read from it are gone.
 #[allow(unreachable_pub, reason = "`bindgen!` re-exports it")]
-pub struct Connection(Arc<Object>);
+pub struct Connection(Arc<Client>);
 
 /// `spin:postgres` on an instance.
 pub(crate) struct SpinPostgres;
@@ -133,7 +137,7 @@ impl wit::HostConnection for &mut Instance {
 fn client<T>(
     accessor: &Accessor<T, SpinPostgres>,
     connection: &Resource<Connection>,
-) -> wasmtime::Result<Arc<Object>> {
+) -> wasmtime::Result<Arc<Client>> {
     accessor.with(|mut access| Ok(access.get().table.get(connection)?.0.clone()))
 }
 
@@ -168,7 +172,7 @@ impl<T: Send> wit::HostConnectionWithStore<T> for SpinPostgres {
             Err(error) => return Ok(Err(wit::Error::ValueConversionFailed(format!("{error:#}")))),
         };
         Ok(client
-            .execute_raw(&statement, parameters)
+            .execute(&statement, &parameters)
             .await
             .map_err(error::query_failed))
     }
@@ -184,8 +188,9 @@ impl<T: Send> wit::HostConnectionWithStore<T> for SpinPostgres {
             Ok(result) => result,
             Err(error) => return Ok(Err(error)),
         };
-        let (rows, outcome) =
-            rows.split(|| wit::Error::Other("the query was abandoned".to_owned()));
+        let (rows, outcome) = rows::split(rows, || {
+            wit::Error::Other("the rows were dropped unread".to_owned())
+        });
         accessor.with(|mut access| {
             let rows = StreamReader::new(&mut access, rows)?;
             let outcome = FutureReader::new(&mut access, outcome)?;
@@ -194,71 +199,34 @@ impl<T: Send> wit::HostConnectionWithStore<T> for SpinPostgres {
     }
 }
 
-type Rows = rows::Receiver<wit::Row, wit::Error>;
-
+/// Runs a query; its columns are, as in Spin, those of the first row.
 async fn query(
-    client: Arc<Object>,
+    client: Arc<Client>,
     statement: &str,
     parameters: &[wit::ParameterValue],
-) -> Result<(Vec<wit::Column>, Rows), wit::Error> {
+) -> Result<
+    (
+        Vec<wit::Column>,
+        impl Stream<Item = Result<wit::Row, wit::Error>> + use<>,
+    ),
+    wit::Error,
+> {
     let parameters = values::parameters(parameters)
         .map_err(|error| wit::Error::BadParameter(format!("{error:#}")))?;
     let rows = client
-        .query_raw(statement, parameters)
+        .query(statement, &parameters)
         .await
         .map_err(error::query_failed)?;
-    let mut rows = Box::pin(rows);
-    // As in Spin, the columns are those of the first row.
-    let first = rows.next().await;
-    let columns = match &first {
+    let mut rows = Box::pin(rows.peekable());
+    let columns = match rows.as_mut().peek().await {
         Some(Ok(row)) => values::columns(row),
         _ => Vec::new(),
     };
-    let (sender, receiver) = rows::channel();
-    match first {
-        Some(first) => {
-            tokio::spawn(relay(client, first, rows, sender));
-        }
-        None => {
-            let _ = sender.outcome.send(Ok(()));
-        }
-    }
-    Ok((columns, receiver))
-}
-
-/// Passes rows on until there are none or nobody wants them.
-async fn relay(
-    client: Arc<Object>,
-    first: Result<Row, tokio_postgres::Error>,
-    mut rows: std::pin::Pin<Box<RowStream>>,
-    sender: rows::Sender<wit::Row, wit::Error>,
-) {
-    let mut next = Some(first);
-    let outcome = loop {
-        let row = match next {
-            None => break Ok(()),
-            Some(Err(error)) => break Err(error::query_failed(error)),
-            Some(Ok(row)) => row,
-        };
-        match values::row(&row) {
-            Err(error) => {
-                break Err(wit::Error::QueryFailed(wit::QueryError::Text(format!(
-                    "{error:#}"
-                ))));
-            }
-            Ok(row) => {
-                if sender.rows.send(row).await.is_err() {
-                    break Ok(());
-                }
-            }
-        }
-        tokio::select! {
-            biased;
-            () = sender.rows.closed() => break Ok(()),
-            row = rows.next() => next = row,
-        }
-    };
-    // Back to the pool first: whoever hears the outcome may want it next.
-    drop((rows, client));
-    let _ = sender.outcome.send(outcome);
+    let rows = rows.map(move |row| {
+        // The rows hold their client until they end.
+        let _ = &client;
+        values::row(&row.map_err(error::query_failed)?)
+            .map_err(|error| wit::Error::QueryFailed(wit::QueryError::Text(format!("{error:#}"))))
+    });
+    Ok((columns, rows))
 }
