@@ -17,6 +17,8 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::task::AbortOnDropHandle;
 use wasmtime_wasi_http::Error;
 
+use super::idle::Connection;
+
 /// TLS with the roots that browsers trust.
 pub(crate) fn tls() -> anyhow::Result<rustls::ClientConfig> {
     let roots = rustls::RootCertStore {
@@ -112,14 +114,14 @@ impl AsyncWrite for Io {
 /// What a connection reads ahead for a component that does not read: hyper's own is six times that.
 const READ_AHEAD: usize = 64 * 1024;
 
-pub(super) async fn handshake<B>(io: Io) -> Result<(http1::SendRequest<B>, Driver<B>), Error>
-where
-    B: Body<Data = Bytes, Error = Error> + Send + Unpin + 'static,
-{
+pub(super) async fn handshake(io: Io) -> Result<Connection, Error> {
     let mut builder = http1::Builder::new();
     let builder = builder.max_buf_size(READ_AHEAD);
     let (sender, connection) = builder.handshake(TokioIo::new(io)).await?;
-    Ok((sender, Driver::Here(Box::new(connection))))
+    Ok(Connection {
+        sender,
+        driver: Driver::Here(Box::new(connection)),
+    })
 }
 
 /// Who polls a connection. However it is dropped, the connection closes.
@@ -136,6 +138,11 @@ impl<B> Driver<B>
 where
     B: Body<Data = Bytes, Error = Error> + Send + Unpin + 'static,
 {
+    /// Whether it is open, and nobody else polls it.
+    pub(super) fn is_here(&self) -> bool {
+        matches!(self, Self::Here(_))
+    }
+
     /// Lets the connection read and write. How it ends, the other half will say.
     pub(super) fn poll_io(&mut self, cx: &mut Context<'_>) {
         if let Self::Here(connection) = self

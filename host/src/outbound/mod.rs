@@ -1,9 +1,9 @@
-//! Outbound HTTP: one connection a request, to a host that the manifest allows.
+//! Outbound HTTP, to hosts that the manifest allows.
 //!
-//! A connection is driven by whoever waits for the response: first by the call, then by
+//! A connection serves one request at a time. It is driven by whoever waits for the response: first by the call, then by
 //! the reading of the body. So a chunk wakes the component without a task in between, and
 //! a body dropped unread takes its connection with it at once: that is the only way for a
-//! component to tell the other side to stop.
+//! component to tell the other side to stop. One whose response was read to its end is used again.
 
 use std::collections::HashSet;
 use std::pin::Pin;
@@ -22,9 +22,13 @@ use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
 pub(crate) mod allowed;
 mod connect;
+mod gathered;
+mod idle;
 
 use allowed::AllowedHosts;
-use connect::{Driver, Io};
+use connect::Io;
+use gathered::Gathered;
+use idle::{Connection, Idle, Place};
 
 /// Where a request sets no bound of its own, as in wasmtime's default.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(600);
@@ -33,6 +37,7 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(600);
 pub(crate) struct Outbound {
     pub(crate) allowed: AllowedHosts,
     pub(crate) tls: Arc<rustls::ClientConfig>,
+    idle: Arc<Idle>,
     output: crate::Output,
     refused: Mutex<HashSet<String>>,
 }
@@ -47,6 +52,7 @@ impl Outbound {
         Ok(Self {
             allowed,
             tls: Arc::new(connect::tls()?),
+            idle: Arc::default(),
             output,
             refused: Mutex::default(),
         })
@@ -95,49 +101,79 @@ impl Outbound {
             })
             .map_err(|_| Error::HttpRequestUriInvalid)?;
 
+        let place = Place {
+            tls,
+            host: host.to_owned(),
+            port,
+        };
+
         let sent = Arc::new(AtomicBool::new(false));
-        let request = request.map(|body| Sending {
+        let mut request = request.map(|body| Sending {
             body,
             sent: sent.clone(),
         });
-        let (mut sender, mut driver) =
-            timeout(options.connect_timeout.unwrap_or(DEFAULT_TIMEOUT), async {
-                let stream = TcpStream::connect((host.trim_matches(['[', ']']), port)).await;
-                let stream = stream.map_err(Error::Connect)?;
-                stream.set_nodelay(true).map_err(Error::Connect)?;
-                let io = if tls {
-                    Io::tls(stream, host, self.tls.clone()).await?
-                } else {
-                    Io::Plain(stream)
-                };
-                connect::handshake(io).await
-            })
-            .await
-            .map_err(|_| Error::ConnectionTimeout)??;
-
-        let response = timeout(
-            options.first_byte_timeout.unwrap_or(DEFAULT_TIMEOUT),
-            driver.drive(sender.send_request(request)),
-        )
-        .await
-        .map_err(|_| Error::ConnectionReadTimeout)?
-        .map_err(Error::from)?;
+        let first_byte = options.first_byte_timeout.unwrap_or(DEFAULT_TIMEOUT);
+        let (response, mut connection) = loop {
+            let (mut connection, is_new) = match self.idle.take(&place) {
+                Some(connection) => (connection, false),
+                None => (self.connect(&place, &options).await?, true),
+            };
+            let sending = connection.sender.try_send_request(request);
+            let response = timeout(first_byte, connection.driver.drive(sending))
+                .await
+                .map_err(|_| Error::ConnectionReadTimeout)?;
+            match response {
+                Ok(response) => break (response, connection),
+                Err(mut error) => match error.take_message() {
+                    // It was closed before it took the request.
+                    Some(unsent) if !is_new => request = unsent,
+                    _ => return Err(error.into_error().into()),
+                },
+            }
+        };
 
         if !sent.load(Ordering::Acquire) {
             // The other side answers while it is still being sent to: that has to go on
             // whether or not the answer is being read.
-            driver = driver.spawn();
+            connection.driver = connection.driver.spawn();
         }
         let patience = options.between_bytes_timeout.unwrap_or(DEFAULT_TIMEOUT);
+        let idle = self.idle.clone();
         Ok(response.map(|body| {
-            Receiving {
+            let incoming = Receiving {
                 body,
-                driver,
+                connection: Some(connection),
+                place,
+                idle,
+            };
+            Bounded {
+                body: Gathered::new(incoming),
                 patience,
                 late: Box::pin(sleep(patience)),
             }
             .boxed_unsync()
         }))
+    }
+}
+
+impl Outbound {
+    async fn connect(&self, place: &Place, options: &RequestOptions) -> Result<Connection, Error> {
+        let limit = options.connect_timeout.unwrap_or(DEFAULT_TIMEOUT);
+        let connecting = async {
+            let host = place.host.trim_matches(['[', ']']);
+            let stream = TcpStream::connect((host, place.port)).await;
+            let stream = stream.map_err(Error::Connect)?;
+            stream.set_nodelay(true).map_err(Error::Connect)?;
+            let io = if place.tls {
+                Io::tls(stream, &place.host, self.tls.clone()).await?
+            } else {
+                Io::Plain(stream)
+            };
+            connect::handshake(io).await
+        };
+        timeout(limit, connecting)
+            .await
+            .map_err(|_| Error::ConnectionTimeout)?
     }
 }
 
@@ -173,12 +209,13 @@ impl Body for Sending {
     }
 }
 
-/// A response's body with its connection and the bound on the silence between two chunks.
+/// A response's body with its connection.
 struct Receiving {
     body: Incoming,
-    driver: Driver<Sending>,
-    patience: Duration,
-    late: Pin<Box<Sleep>>,
+    /// `None` once the body has come to its end.
+    connection: Option<Connection>,
+    place: Place,
+    idle: Arc<Idle>,
 }
 
 impl Body for Receiving {
@@ -190,13 +227,49 @@ impl Body for Receiving {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let this = self.get_mut();
-        this.driver.poll_io(cx);
+        if let Some(connection) = &mut this.connection {
+            connection.driver.poll_io(cx);
+        }
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        if frame.is_none()
+            && let Some(connection) = this.connection.take()
+        {
+            this.idle.put(&this.place, connection);
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(Error::from)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A body with a bound on the silence between two of its frames.
+struct Bounded<B> {
+    body: B,
+    patience: Duration,
+    late: Pin<Box<Sleep>>,
+}
+
+impl<B: Body<Data = Bytes, Error = Error> + Unpin> Body for Bounded<B> {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = self.get_mut();
         match Pin::new(&mut this.body).poll_frame(cx) {
             Poll::Ready(frame) => {
                 if let Some(late) = Instant::now().checked_add(this.patience) {
                     this.late.as_mut().reset(late);
                 }
-                Poll::Ready(frame.map(|frame| frame.map_err(Error::from)))
+                Poll::Ready(frame)
             }
             Poll::Pending => {
                 ready!(this.late.as_mut().poll(cx));
