@@ -38,6 +38,6 @@ pub mod variables;
 pub use component::Program;
 pub use manifest::Manifest;
 pub use output::Output;
-pub use server::{Host, InstanceLimits, Options};
+pub use server::{Host, InstanceLimits, Options, Remains};
 pub use sqlite::default_path as sqlite_file;
 pub use variables::Variables;

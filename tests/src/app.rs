@@ -6,13 +6,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use llmchat_host::{Host, Manifest, Options, Output, Program};
+use llmchat_host::{Host, Manifest, Options, Output, Program, Remains};
 use ollama_stand_in::Server;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
-use crate::{Answer, Backend, Client, Cluster, Database, Event, Events, Row, Sqlite, Wire};
+use crate::{
+    Answer, Backend, Client, Cluster, Database, Event, Events, Row, Sqlite, Wire, eventually,
+};
 
 /// The component, built by its manifest's command and compiled, once for all tests.
 async fn program() -> Result<&'static Program> {
@@ -115,6 +117,7 @@ impl Setup {
             client: Client::of(host.address()),
             address: host.address(),
             host: Some(host),
+            remains: None,
             options,
             ollama,
             ollama_wire,
@@ -142,6 +145,7 @@ pub struct TestApp {
     database_wire: Option<Wire>,
     address: SocketAddr,
     host: Option<Host>,
+    remains: Option<Remains>,
     options: Options,
     store: Store,
     output: Output,
@@ -288,11 +292,18 @@ impl TestApp {
 
     /// Ends it as a crash would: at once, in the middle of whatever it did.
     pub fn crash(&mut self) {
-        self.host = None;
+        self.remains = self.host.take().map(|host| host.remains());
     }
 
     /// Starts it again, at another address, on the same database.
     pub async fn restart(&mut self) -> Result<()> {
+        if let Some(remains) = self.remains.take() {
+            // A crash leaves no thread behind; here one may still be waiting for SQLite's lock.
+            eventually("the end of the crashed host", async || {
+                Ok((!remains.any()).then_some(()))
+            })
+            .await?;
+        }
         let host = Host::start(program().await?, self.options.clone()).await?;
         self.address = host.address();
         self.client = Client::of(self.address);

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -90,6 +90,7 @@ pub struct Host {
     address: SocketAddr,
     drain: Duration,
     turns: Arc<Turns>,
+    services: Weak<Services>,
     closing: CancellationToken,
     accepting: JoinHandle<()>,
 }
@@ -111,20 +112,22 @@ impl Host {
         let outbound = Arc::new(Outbound::new(allowed, options.output.clone())?);
         let state_dir = options.state_dir.unwrap_or_else(|| manifest.state_dir());
         let turns = Arc::new(Turns::default());
+        let services = Arc::new(Services {
+            variables,
+            postgres: Pools::new(outbound.clone()),
+            outbound,
+            sqlite: Databases::new(manifest.sqlite_databases().clone(), state_dir),
+            output: options.output.clone(),
+        });
+        let remains = Arc::downgrade(&services);
         let server = Server {
             program: program.clone(),
             turns: turns.clone(),
-            output: options.output.clone(),
+            output: options.output,
             head: options.instances.head,
             handler: ProxyHandler::new(Instances {
                 program: program.clone(),
-                services: Arc::new(Services {
-                    variables,
-                    postgres: Pools::new(outbound.clone()),
-                    outbound,
-                    sqlite: Databases::new(manifest.sqlite_databases().clone(), state_dir),
-                    output: options.output,
-                }),
+                services,
                 limits: options.instances,
                 turns: turns.clone(),
             }),
@@ -138,6 +141,7 @@ impl Host {
             address,
             drain: options.drain,
             turns,
+            services: remains,
             closing,
             accepting,
         })
@@ -159,6 +163,11 @@ impl Host {
         self.turns.instances()
     }
 
+    /// What may outlive this.
+    pub fn remains(&self) -> Remains {
+        Remains(self.services.clone())
+    }
+
     /// Stops accepting, and waits for the open turns to end, as long as `Options::drain`
     /// says. Returns how many that limit cut off.
     pub async fn stop(mut self) -> usize {
@@ -173,6 +182,18 @@ impl Host {
         self.turns.cut.cancel();
         let _ = timeout(CUT_TIMEOUT, self.turns.gone()).await;
         cut
+    }
+}
+
+/// What is left of a host that was dropped: a statement of SQLite's, say, which runs on a thread
+/// that cannot be cut off.
+#[derive(Debug, Clone)]
+pub struct Remains(Weak<Services>);
+
+impl Remains {
+    /// Whether there is anything yet.
+    pub fn any(&self) -> bool {
+        self.0.strong_count() > 0
     }
 }
 
