@@ -110,7 +110,7 @@ async fn start(
             ));
         }
     };
-    if history.messages() == 0 {
+    if history.is_empty() {
         if new.lease.is_some() {
             retry::end_lease(&store, &new.app_id, new.id, limit).await?;
         }

@@ -1,5 +1,4 @@
-//! The body of a chat request, written message by message as the rows come from the database, so
-//! that a long conversation is held in memory once.
+//! The body of a chat request, written as the conversation comes from the database.
 
 use serde_json::value::RawValue;
 
@@ -9,6 +8,7 @@ pub struct ChatBody {
     json: Vec<u8>,
     /// Where the first message goes: what comes before it never changes.
     start: usize,
+    /// Messages so far; those that were appended together count as one.
     messages: usize,
 }
 
@@ -38,15 +38,27 @@ impl ChatBody {
         self.messages += 1;
     }
 
+    /// Appends messages that are JSON already, with commas in between; none, if it is empty.
+    pub fn push_json(&mut self, messages: &str) {
+        if messages.is_empty() {
+            return;
+        }
+        if self.messages > 0 {
+            self.json.push(b',');
+        }
+        self.json.extend_from_slice(messages.as_bytes());
+        self.messages += 1;
+    }
+
     /// Forgets the messages: the conversation is read anew.
     pub fn clear(&mut self) {
         self.json.truncate(self.start);
         self.messages = 0;
     }
 
-    /// Messages so far.
-    pub fn messages(&self) -> usize {
-        self.messages
+    /// Whether there is no message yet.
+    pub fn is_empty(&self) -> bool {
+        self.messages == 0
     }
 
     /// The whole body, with the client's own fields as they came.

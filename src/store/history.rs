@@ -1,9 +1,25 @@
-//! The rows of a conversation on their way into a request: what both databases' rows come to.
+//! A conversation on its way into a request, from either database: whole, as the JSON that the database
+//! makes of it, or row by row.
 
-use super::{StoreError, TurnStart};
+use super::{NewTurn, StoreError, TurnStart};
 use crate::ollama::body::ChatBody;
 
-/// A conversation that is being read at the beginning of a turn.
+/// A turn that is stored now: `past` is the JSON of what was said before, and its prompt comes last.
+pub(super) fn whole(body: &mut ChatBody, past: &str, turn: &NewTurn, start: i64) -> TurnStart {
+    body.push_json(past);
+    for (_, message) in &turn.prompt {
+        body.push(message.role.as_str(), message.content.as_str());
+    }
+    TurnStart(start)
+}
+
+/// Whether a result did not fit into the host: Spin hands out rows of up to 128 MiB. The prompt is
+/// stored then, and its conversation can be read row by row.
+pub(super) fn is_too_large(why: &str) -> bool {
+    why.contains("exceeds limit")
+}
+
+/// A conversation that is being read row by row at the beginning of a turn.
 pub(super) struct History<'a> {
     body: &'a mut ChatBody,
     /// Messages of the turn's own prompt that must come.

@@ -10,39 +10,52 @@ use spin_sdk::wit_bindgen::StreamResult;
 
 use uuid::Uuid;
 
-use super::history::{History, unexpected_row};
-use super::{Begun, NewTurn, Reply, Store, StoreError, schema};
+use super::history::{History, is_too_large, unexpected_row, whole};
+use super::{Begun, NewTurn, Reply, Store, StoreError, TurnStart, schema};
 use crate::conversation::{ASSISTANT, AppId};
 use crate::ollama::body::ChatBody;
 
-/// Inserts the prompt and returns the conversation with it, in one statement. The `SELECT` sees the
-/// table as it was before the statement, hence the `UNION`.
+/// Inserts the prompt, and says how many of its messages are new, the turn's start, and what was said
+/// before: the messages' JSON with commas in between, as it goes into the request. A conversation of
+/// ten thousand messages is one value so, and not as many rows to be carried into the component.
 ///
-/// The first row carries the turn's start and no message. The turn's own rows carry the start that
-/// they are stored with, which an earlier try may have set.
+/// The outer `SELECT` sees the table as it was before the statement: without the prompt.
 const BEGIN: &str = "\
-WITH start AS (
-    SELECT greatest(now(), max(coalesce(turn_start, time)) + interval '1 microsecond') AS at
-    FROM chatts WHERE appid = $1
-), prompt AS (
+WITH prompt AS (
     INSERT INTO chatts (name, message, id, time, appid, turn_id, turn_start)
-    SELECT p.name, p.message, p.id, now(), $1, $2::uuid, start.at
-    FROM start, unnest($3::text[], $4::text[], $5::text[]::uuid[])
+    SELECT p.name, p.message, p.id, now(), $1::text, $2::uuid, greatest(now(), (
+        SELECT max(coalesce(turn_start, time)) + interval '1 microsecond' FROM chatts WHERE appid = $1
+    ))
+    FROM unnest($3::text[], $4::text[], $5::text[]::uuid[])
         WITH ORDINALITY AS p (name, message, id, position)
     ORDER BY p.position
     ON CONFLICT (id) WHERE turn_id IS NOT NULL DO NOTHING
-    RETURNING name, message, turn_start, turn_id, seq
+    RETURNING turn_start
 )
+SELECT count(*), (extract(epoch FROM max(turn_start)) * 1000000)::bigint, (
+    SELECT string_agg(
+        '{\"role\":' || to_json(name) || ',\"content\":' || to_json(message) || '}', ','
+        ORDER BY coalesce(turn_start, time), turn_id, seq
+    )
+    FROM chatts WHERE appid = $1
+)
+FROM prompt";
+
+/// The conversation, row by row: where the prompt is there already, since an earlier try was committed
+/// and its answer lost, or where there is none.
+///
+/// The first row carries the start of a turn after all others and no message. The turn's own rows carry
+/// the start that they are stored with.
+const READ: &str = "\
 SELECT name, message, (extract(epoch FROM start) * 1000000)::bigint
 FROM (
-    SELECT NULL AS name, NULL AS message, '-infinity' AS at, NULL AS turn_id, NULL AS seq, at AS start
-    FROM start
+    SELECT NULL AS name, NULL AS message, '-infinity' AS at, NULL::uuid AS turn_id, NULL::bigint AS seq,
+        greatest(now(), max(coalesce(turn_start, time)) + interval '1 microsecond') AS start
+    FROM chatts WHERE appid = $1
     UNION ALL
     SELECT name, message, coalesce(turn_start, time), turn_id, seq,
         CASE WHEN turn_id = $2::uuid THEN turn_start END
     FROM chatts WHERE appid = $1
-    UNION ALL
-    SELECT name, message, turn_start, turn_id, seq, turn_start FROM prompt
 ) AS conversation
 ORDER BY at, turn_id, seq";
 
@@ -104,6 +117,78 @@ impl Postgres {
         done.map(drop).map_err(|error| self.classify(error))
     }
 
+    /// Stores the prompt. `None` where the conversation has to be read row by row.
+    async fn insert(
+        &self,
+        connection: &Connection,
+        turn: &NewTurn,
+        history: &mut ChatBody,
+    ) -> Result<Option<TurnStart>, StoreError> {
+        if turn.prompt.is_empty() {
+            return Ok(None);
+        }
+        let (mut roles, mut contents, mut ids) = (Vec::new(), Vec::new(), Vec::new());
+        for (id, message) in &turn.prompt {
+            roles.push(Some(message.role.as_str().to_owned()));
+            contents.push(Some(message.content.as_str().to_owned()));
+            ids.push(Some(id.to_string()));
+        }
+        let parameters = vec![
+            ParameterValue::Str(turn.app_id.as_str().to_owned()),
+            ParameterValue::Uuid(turn.id.to_string()),
+            ParameterValue::ArrayStr(roles),
+            ParameterValue::ArrayStr(contents),
+            ParameterValue::ArrayStr(ids),
+        ];
+        let mut only = None;
+        let read = self.rows(connection, BEGIN, parameters, |row| {
+            only = Some(row);
+            Ok(())
+        });
+        match read.await {
+            Err(StoreError::Failed { why }) if is_too_large(&why) => return Ok(None),
+            done => done?,
+        }
+        let [new, start, past]: [DbValue; 3] = only
+            .and_then(|row| row.try_into().ok())
+            .ok_or_else(unexpected_row)?;
+        if integer(&new) != i64::try_from(turn.prompt.len()).ok() {
+            return Ok(None);
+        }
+        let start = integer(&start).ok_or_else(unexpected_row)?;
+        let past = match &past {
+            DbValue::Str(past) => past,
+            DbValue::DbNull => "",
+            _ => return Err(unexpected_row()),
+        };
+        Ok(Some(whole(history, past, turn, start)))
+    }
+
+    /// Runs a query and reads its rows to their end.
+    async fn rows(
+        &self,
+        connection: &Connection,
+        statement: &str,
+        parameters: Vec<ParameterValue>,
+        mut take: impl FnMut(Vec<DbValue>) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let result = connection.query(statement, parameters).await;
+        let (_, mut rows, outcome) = result.map_err(|error| self.classify(error))?.into_inner();
+        let mut batch = Vec::with_capacity(ROWS);
+        loop {
+            let status;
+            (status, batch) = rows.read(batch).await;
+            for row in batch.drain(..) {
+                take(row)?;
+            }
+            if status == StreamResult::Dropped {
+                break;
+            }
+        }
+        // An execution error arrives here, after no rows.
+        outcome.await.map_err(|error| classify(error, &self.url))
+    }
+
     fn classify(&self, error: Error) -> StoreError {
         match error {
             Error::Decode(why) => StoreError::Failed { why },
@@ -128,47 +213,22 @@ impl Store for Postgres {
                 return Ok(Begun::Busy);
             }
         }
-        let (mut roles, mut contents, mut ids) = (Vec::new(), Vec::new(), Vec::new());
-        for (id, message) in &turn.prompt {
-            roles.push(Some(message.role.as_str().to_owned()));
-            contents.push(Some(message.content.as_str().to_owned()));
-            ids.push(Some(id.to_string()));
+        if let Some(start) = self.insert(&connection, turn, history).await? {
+            return Ok(Begun::Started(start));
         }
-        let parameters = [
-            app_id,
-            turn_id,
-            ParameterValue::ArrayStr(roles),
-            ParameterValue::ArrayStr(contents),
-            ParameterValue::ArrayStr(ids),
-        ];
-        let result = connection.query(BEGIN, parameters).await;
-        let (_, mut rows, outcome) = result.map_err(|error| self.classify(error))?.into_inner();
-
         let mut history = History::new(history, turn.prompt.len());
-        let mut batch = Vec::with_capacity(ROWS);
-        loop {
-            let status;
-            (status, batch) = rows.read(batch).await;
-            for row in batch.drain(..) {
-                let [name, message, start]: [DbValue; 3] =
-                    row.try_into().map_err(|_| unexpected_row())?;
-                let start = match start {
-                    DbValue::Int64(at) => Some(at),
-                    _ => None,
-                };
-                let message = match (&name, &message) {
-                    (DbValue::Str(role), DbValue::Str(content)) => Some((&**role, &**content)),
-                    (DbValue::DbNull, _) | (_, DbValue::DbNull) => None,
-                    _ => return Err(unexpected_row()),
-                };
-                history.row(start, message);
-            }
-            if status == StreamResult::Dropped {
-                break;
-            }
-        }
-        // An execution error arrives here, after no rows.
-        outcome.await.map_err(|error| classify(error, &self.url))?;
+        self.rows(&connection, READ, vec![app_id, turn_id], |row| {
+            let [name, message, start]: [DbValue; 3] =
+                row.try_into().map_err(|_| unexpected_row())?;
+            let message = match (&name, &message) {
+                (DbValue::Str(role), DbValue::Str(content)) => Some((&**role, &**content)),
+                (DbValue::DbNull, _) | (_, DbValue::DbNull) => None,
+                _ => return Err(unexpected_row()),
+            };
+            history.row(integer(&start), message);
+            Ok(())
+        })
+        .await?;
         let start = history.end()?.ok_or_else(unexpected_row)?;
         Ok(Begun::Started(start))
     }
@@ -214,6 +274,13 @@ impl Store for Postgres {
             self.execute(statement, Vec::new()).await?;
         }
         Ok(())
+    }
+}
+
+fn integer(value: &DbValue) -> Option<i64> {
+    match value {
+        DbValue::Int64(it) => Some(*it),
+        _ => None,
     }
 }
 

@@ -1,18 +1,19 @@
 //! The port on SQLite, through `spin:sqlite`.
 //!
-//! No statement here both writes and reads (SQLite has no writing CTE), so a turn begins with
-//! two. Rows are read to their end at once: an open row stream holds the lock of the database.
+//! SQLite has no writing CTE, but what an `INSERT` returns may be a query: so a turn begins with one
+//! statement here too. Rows are read to their end at once: an open row stream holds the lock of the
+//! database.
 
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use spin_sdk::sqlite::{Connection, Error, QueryResult, Value};
+use spin_sdk::sqlite::{Connection, Error, Value};
 use spin_sdk::wit_bindgen::StreamResult;
 
 use uuid::Uuid;
 
-use super::history::{History, unexpected_row};
+use super::history::{History, is_too_large, unexpected_row, whole};
 use super::{Begun, NewTurn, Reply, Store, StoreError, TurnStart, schema};
 use crate::conversation::{ASSISTANT, AppId};
 use crate::ollama::body::ChatBody;
@@ -49,17 +50,30 @@ macro_rules! read {
     };
 }
 
-/// Inserts the prompt: a JSON array of `[role, content, id]`.
-const INSERT: &str = concat!(
+/// Inserts the prompt, a JSON array of `[role, content, id]`, and returns the turn's start for each
+/// message that is new, and with the first of them what was said before: the messages' JSON with commas
+/// in between, as it goes into the request. Whether the rows just inserted are there already when it is
+/// gathered is undefined, so they are left out by name.
+const BEGIN: &str = concat!(
     "INSERT INTO chatts (name, message, id, time, appid, turn_id, turn_start)
     SELECT value ->> 0, value ->> 1, value ->> 2, strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), ?1, ?2, ",
     next_start!(),
     "
     FROM json_each(?3) WHERE true ORDER BY key
-    ON CONFLICT (id) WHERE turn_id IS NOT NULL DO NOTHING"
+    ON CONFLICT (id) WHERE turn_id IS NOT NULL DO NOTHING
+    RETURNING turn_start, CASE WHEN id = ?3 ->> '$[0][2]' THEN (
+        SELECT group_concat(
+            '{\"role\":' || json_quote(name) || ',\"content\":' || json_quote(message) || '}', ','
+            ORDER BY ",
+    start!(),
+    ", turn_id, rowid
+        )
+        FROM chatts WHERE appid = ?1 AND turn_id IS NOT ?2
+    ) END"
 );
 
-/// The conversation; rows of the turn itself carry its start.
+/// The conversation, row by row: where the prompt is there already, since an earlier try was committed
+/// and its answer lost. Rows of the turn itself carry its start.
 const READ: &str = read!("CASE WHEN turn_id = ?2 THEN turn_start END");
 
 /// A turn without a prompt: the conversation as it is, and the start of a turn after it.
@@ -111,54 +125,28 @@ impl Store for Sqlite {
                 return Ok(Begun::Busy);
             }
         }
-        let result = if turn.prompt.is_empty() {
-            run(connection, READ_ONLY, vec![app_id]).await?
-        } else {
-            let turn_id = Value::text(turn.id.to_string());
-            let prompt: Vec<_> = turn
-                .prompt
-                .iter()
-                .map(|(id, message)| {
-                    (
-                        message.role.as_str(),
-                        message.content.as_str(),
-                        id.to_string(),
-                    )
-                })
-                .collect();
-            // Serialising strings into memory cannot fail.
-            let prompt = serde_json::to_string(&prompt).unwrap_or_default();
-            let insert = vec![app_id.clone(), turn_id.clone(), Value::Text(prompt)];
-            execute(connection, INSERT, insert).await?;
-            run(connection, READ, vec![app_id, turn_id]).await?
-        };
-
-        let (_, mut rows, outcome) = result.into_inner();
-        let mut history = History::new(history, turn.prompt.len());
-        let mut batch = Vec::with_capacity(ROWS);
-        loop {
-            let status;
-            (status, batch) = rows.read(batch).await;
-            for row in batch.drain(..) {
-                let [name, message, start]: [Value; 3] =
-                    row.values.try_into().map_err(|_| unexpected_row())?;
-                let start = match start {
-                    Value::Integer(at) => Some(at),
-                    _ => None,
-                };
-                let message = match (&name, &message) {
-                    (Value::Text(role), Value::Text(content)) => Some((&**role, &**content)),
-                    (Value::Null, _) | (_, Value::Null) => None,
-                    _ => return Err(unexpected_row()),
-                };
-                history.row(start, message);
-            }
-            if status == StreamResult::Dropped {
-                break;
-            }
+        if let Some(start) = insert(connection, turn, history).await? {
+            call.end();
+            return Ok(Begun::Started(start));
         }
-        // An execution error arrives here, after no rows.
-        outcome.await.map_err(classify)?;
+        let (statement, parameters) = if turn.prompt.is_empty() {
+            (READ_ONLY, vec![app_id])
+        } else {
+            (READ, vec![app_id, Value::text(turn.id.to_string())])
+        };
+        let mut history = History::new(history, turn.prompt.len());
+        rows(connection, statement, parameters, |row| {
+            let [name, message, start]: [Value; 3] =
+                row.try_into().map_err(|_| unexpected_row())?;
+            let message = match (&name, &message) {
+                (Value::Text(role), Value::Text(content)) => Some((&**role, &**content)),
+                (Value::Null, _) | (_, Value::Null) => None,
+                _ => return Err(unexpected_row()),
+            };
+            history.row(integer(&start), message);
+            Ok(())
+        })
+        .await?;
         call.end();
         // No row, no start: the conversation is empty, and so is the prompt.
         let start = history.end()?.unwrap_or(TurnStart(0));
@@ -277,15 +265,78 @@ async fn once(statement: &str, parameters: Vec<Value>) -> Result<(), StoreError>
     Ok(())
 }
 
-async fn run(
+/// Stores the prompt. `None` where the conversation has to be read row by row.
+async fn insert(
+    connection: &Connection,
+    turn: &NewTurn,
+    history: &mut ChatBody,
+) -> Result<Option<TurnStart>, StoreError> {
+    if turn.prompt.is_empty() {
+        return Ok(None);
+    }
+    let prompt: Vec<_> = turn
+        .prompt
+        .iter()
+        .map(|(id, message)| {
+            (
+                message.role.as_str(),
+                message.content.as_str(),
+                id.to_string(),
+            )
+        })
+        .collect();
+    // Serialising strings into memory cannot fail.
+    let prompt = serde_json::to_string(&prompt).unwrap_or_default();
+    let parameters = vec![
+        Value::text(turn.app_id.as_str()),
+        Value::text(turn.id.to_string()),
+        Value::Text(prompt),
+    ];
+    let (mut new, mut start, mut past) = (0, None, String::new());
+    let read = rows(connection, BEGIN, parameters, |row| {
+        let [at, before]: [Value; 2] = row.try_into().map_err(|_| unexpected_row())?;
+        new += 1;
+        start = integer(&at);
+        match before {
+            Value::Text(before) => past = before,
+            Value::Null => {}
+            _ => return Err(unexpected_row()),
+        }
+        Ok(())
+    });
+    match read.await {
+        Err(StoreError::Failed { why }) if is_too_large(&why) => return Ok(None),
+        done => done?,
+    }
+    if new < turn.prompt.len() {
+        return Ok(None);
+    }
+    let start = start.ok_or_else(unexpected_row)?;
+    Ok(Some(whole(history, &past, turn, start)))
+}
+
+/// Runs a statement and reads its rows to their end.
+async fn rows(
     connection: &Connection,
     statement: &str,
     parameters: Vec<Value>,
-) -> Result<QueryResult, StoreError> {
-    connection
-        .execute(statement, parameters)
-        .await
-        .map_err(classify)
+    mut take: impl FnMut(Vec<Value>) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let result = connection.execute(statement, parameters).await;
+    let (_, mut rows, outcome) = result.map_err(classify)?.into_inner();
+    let mut batch = Vec::with_capacity(ROWS);
+    loop {
+        let status;
+        (status, batch) = rows.read(batch).await;
+        for row in batch.drain(..) {
+            take(row.values)?;
+        }
+        if status == StreamResult::Dropped {
+            break;
+        }
+    }
+    // An execution error arrives here, after no rows.
+    outcome.await.map_err(classify)
 }
 
 /// Runs a statement of whose rows only the number is of interest.
@@ -294,13 +345,20 @@ async fn execute(
     statement: &str,
     parameters: Vec<Value>,
 ) -> Result<usize, StoreError> {
-    let mut result = run(connection, statement, parameters).await?;
-    let mut rows = 0;
-    while result.next().await.is_some() {
-        rows += 1;
+    let mut count = 0;
+    rows(connection, statement, parameters, |_| {
+        count += 1;
+        Ok(())
+    })
+    .await?;
+    Ok(count)
+}
+
+fn integer(value: &Value) -> Option<i64> {
+    match value {
+        Value::Integer(it) => Some(*it),
+        _ => None,
     }
-    result.result().await.map_err(classify)?;
-    Ok(rows)
 }
 
 fn microseconds(duration: Duration) -> Value {
