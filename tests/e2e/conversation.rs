@@ -181,6 +181,27 @@ on_both_stores! {
         Ok(())
     }
 
+    async fn what_was_said_is_sent_again_character_by_character(backend: Backend) -> Result<()> {
+        let app = TestApp::on(backend).variable("completion_whitespace", "preserve").start().await?;
+        // The database makes JSON of it.
+        let control: String = ('\u{1}'..='\u{1f}').collect();
+        let texts = [
+            "", "\"", "\\", "\\\"", "\\u0041 \\n", "{\"role\":\"system\",\"content\":\"x\"}", "],[", "null",
+            "\u{7f}\u{80}\u{a0}\u{2028}\u{2029}\u{fffd}\u{feff}", "日本 👩‍👩‍👧‍👦 \u{10ffff}", &control,
+        ];
+        let mut expected = Vec::new();
+        for text in texts {
+            app.ollama.push(Script::reply([format!("{text}!").as_str()]));
+            app.ask("app", text).await?;
+            expected.push(("user".to_owned(), text.to_owned()));
+            let sent = app.ollama.chat(expected.len().div_ceil(2)).await.request().messages()?;
+            assert_eq!(sent, expected);
+            expected.push(("assistant".to_owned(), format!("{text}!")));
+        }
+        assert_eq!(app.conversation("app").await?, expected);
+        Ok(())
+    }
+
     async fn white_space_collapses_in_what_is_stored_and_not_in_what_is_streamed(backend: Backend) -> Result<()> {
         let app = TestApp::start(backend).await?;
         let tokens = ["Two ", " \n", "\n\tlines", "\u{3000}here"];

@@ -285,6 +285,27 @@ async fn a_slow_database_slows_and_breaks_nothing() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_statement_that_the_server_has_forgotten_is_prepared_again() -> Result<()> {
+    let app = TestApp::start(Backend::Postgres).await?;
+    app.ollama.always(Script::reply(["ok"]));
+    app.ask("app", "one").await?;
+    let forget = "CREATE FUNCTION forget() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN EXECUTE 'DEALLOCATE ALL'; RETURN NULL; END $$;
+        CREATE TRIGGER forget AFTER INSERT ON chatts EXECUTE FUNCTION forget()";
+    app.postgres()?
+        .connect()
+        .await?
+        .batch_execute(forget)
+        .await?;
+    for prompt in ["two", "three"] {
+        app.ask("app", prompt).await?;
+    }
+    assert_eq!(app.conversation("app").await?.len(), 6);
+    assert_eq!(app.log(), "");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn backends_that_are_terminated_are_replaced() -> Result<()> {
     let app = with_wire().await?;
     app.ollama.always(Script::reply(["ok"]));
