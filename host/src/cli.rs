@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -51,6 +52,10 @@ pub(crate) struct Cli {
     /// Seconds that SIGINT and SIGTERM leave to replies in the making
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     pub(crate) drain: Duration,
+
+    /// Threads that serve [default: one fewer than the machine has cores]
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
 
     /// Run the component as it is, without building it first
     #[arg(long)]

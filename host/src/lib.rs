@@ -19,6 +19,7 @@
 //! | [`manifest`] | what `spin.toml` says of the component; its build command |
 //! | [`component`] | engine, compilation and its cache on disk, the linker |
 //! | [`server`] | connections, requests, instances, and how they end |
+//! | [`runtime`] | the threads that it all runs on |
 //! | [`output`] | where the component's stdout and stderr go |
 //! | `variables`, `outbound`, `postgres`, `sqlite` | one capability each |
 //! | `instance` | the data of one store: those capabilities together |
@@ -31,6 +32,7 @@ mod outbound;
 pub mod output;
 mod postgres;
 mod rows;
+pub mod runtime;
 pub mod server;
 mod sqlite;
 pub mod variables;

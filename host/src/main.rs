@@ -7,17 +7,17 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
-use llmchat_host::{Host, Manifest, Options, Program, Variables};
+use llmchat_host::{Host, Manifest, Options, Program, Variables, runtime};
 
 mod cli;
 mod report;
 
 fn main() -> ExitCode {
-    let result = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
+    let cli = cli::Cli::parse();
+    let threads = cli.threads.unwrap_or_else(runtime::default_threads);
+    let result = runtime::runtime(threads)
         .context("cannot start the runtime")
-        .and_then(|runtime| runtime.block_on(run(cli::Cli::parse())));
+        .and_then(|runtime| runtime.block_on(run(cli)));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use llmchat_host::variables::environment_name;
-use llmchat_host::{Host, InstanceLimits, Manifest, Options, Program};
+use llmchat_host::{Host, InstanceLimits, Manifest, Options, Program, runtime};
 use ollama_stand_in::{Config, Server};
 use tokio::net::TcpSocket;
 use tokio::sync::mpsc;
@@ -24,10 +24,15 @@ const BACKLOG: u32 = 4096;
 
 /// Serves until stdin ends.
 pub fn run(what: Serve) -> Result<()> {
-    // The runtime of a production host.
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
+    // Each as it is run in production.
+    let runtime = match what {
+        Serve::Llmchat { .. } => runtime::runtime(runtime::default_threads())?,
+        Serve::StandIn { .. } | Serve::PassThrough { .. } => {
+            tokio::runtime::Builder::new_multi_thread()
+                .enable_all()
+                .build()?
+        }
+    };
     runtime.block_on(async {
         match what {
             Serve::StandIn { listen } => stand_in(listen).await,
