@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use wasmtime::component::{Component, Linker};
-use wasmtime::{Config, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig};
+use wasmtime::{
+    Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig,
+};
 use wasmtime_wasi_http::handler::ProxyPre;
 use wasmtime_wasi_http::p3::bindings::ServicePre;
 
@@ -17,6 +19,9 @@ mod cache;
 /// How many instances can live at once. Each serves many requests, so this is room for
 /// thousands of streams; it reserves address space, not memory.
 const INSTANCES: u32 = 512;
+
+/// Bytes of a memory or a table that stay with a slot between two instances.
+const KEEP_RESIDENT: usize = 1 << 20;
 
 /// A compiled component with its manifest. Cheap to clone; any number of hosts can run it.
 #[derive(Clone)]
@@ -94,7 +99,11 @@ fn engine() -> Result<Engine> {
         .total_memories(INSTANCES * 2)
         .total_tables(INSTANCES * 4)
         .total_stacks(INSTANCES * 4)
-        .max_unused_warm_slots(16);
+        .max_unused_warm_slots(16)
+        // What an instance has written to is reset in place: the next one does not fault it in again.
+        .linear_memory_keep_resident(KEEP_RESIDENT)
+        .table_keep_resident(KEEP_RESIDENT)
+        .pagemap_scan(Enabled::Auto);
     let mut config = Config::new();
     if cfg!(debug_assertions) {
         // The compiler was not optimised either: the less it does the better.
