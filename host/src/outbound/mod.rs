@@ -108,10 +108,9 @@ impl Outbound {
         };
 
         let sent = Arc::new(AtomicBool::new(false));
-        let mut request = request.map(|body| Sending {
-            body,
-            sent: sent.clone(),
-        });
+        let (parts, body) = request.into_parts();
+        let body = Sending::begin(body, sent.clone()).await;
+        let mut request = http::Request::from_parts(parts, body);
         let first_byte = options.first_byte_timeout.unwrap_or(DEFAULT_TIMEOUT);
         let (response, mut connection) = loop {
             let (mut connection, is_new) = match self.idle.take(&place) {
@@ -177,10 +176,26 @@ impl Outbound {
     }
 }
 
+/// How long a request's head waits for the first of its body, to leave in one segment with it.
+const HEAD_PATIENCE: Duration = Duration::from_millis(5);
+
 /// A request's body, which tells when hyper is through with it.
 struct Sending {
+    /// What has come of it already.
+    first: Option<Result<Frame<Bytes>, Error>>,
     body: WasiBody,
     sent: Arc<AtomicBool>,
+}
+
+impl Sending {
+    /// Waits a moment for the body to begin.
+    async fn begin(mut body: WasiBody, sent: Arc<AtomicBool>) -> Self {
+        let first = match body.is_end_stream() {
+            true => None,
+            false => timeout(HEAD_PATIENCE, body.frame()).await.ok().flatten(),
+        };
+        Self { first, body, sent }
+    }
 }
 
 impl Drop for Sending {
@@ -197,15 +212,26 @@ impl Body for Sending {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        match self.first.take() {
+            Some(first) => Poll::Ready(Some(first)),
+            None => Pin::new(&mut self.body).poll_frame(cx),
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.first.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let first = self.first.as_ref().and_then(|first| first.as_ref().ok());
+        let first = first.and_then(Frame::data_ref).map_or(0, Bytes::len) as u64;
+        let rest = self.body.size_hint();
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower().saturating_add(first));
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper.saturating_add(first));
+        }
+        hint
     }
 }
 
