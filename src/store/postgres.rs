@@ -86,7 +86,7 @@ WHERE appid = $1 AND turn_id = $2::uuid";
 
 const END: &str = "DELETE FROM chatts_leases WHERE appid = $1 AND turn_id = $2::uuid";
 
-/// Rows asked for at once; the host has fewer ready.
+/// Rows asked for at once.
 const ROWS: usize = 16;
 
 /// Conversations in PostgreSQL.

@@ -98,7 +98,7 @@ WHERE appid = ?1 AND turn_id = ?2";
 
 const END: &str = "DELETE FROM chatts_leases WHERE appid = ?1 AND turn_id = ?2";
 
-/// Rows asked for at once; the host has fewer ready.
+/// Rows asked for at once.
 const ROWS: usize = 16;
 
 /// Conversations in the host's SQLite database `default`.

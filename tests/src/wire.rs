@@ -158,9 +158,11 @@ async fn connect(mut client: TcpStream, server: SocketAddr, shared: &Shared) -> 
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = server.split();
         tokio::select! {
+            // First: what is held when the wire is cut never arrives, even if it is mended at once.
+            biased;
+            _ = cuts.changed() => Err(anyhow!("cut")),
             ended = pump(from_client, to_server, Direction::ToServer, shared) => ended,
             ended = pump(from_server, to_client, Direction::ToClient, shared) => ended,
-            _ = cuts.changed() => Err(anyhow!("cut")),
         }
     };
     // Neither HTTP nor PostgreSQL goes on with half a connection: the first end is the end.
