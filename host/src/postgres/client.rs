@@ -3,9 +3,11 @@
 //! Spin prepares anew for each call and cleans a client when it is taken out. What a component
 //! sees is the same; here neither is part of what it waits for.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use deadpool_postgres::{Object, RecyclingMethod};
+use futures_util::TryStreamExt as _;
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
@@ -41,29 +43,22 @@ impl Client {
         if !outcome.as_ref().is_err_and(is_stale) {
             return outcome;
         }
-        let prepared = self.prepare_anew(statement).await?;
+        self.object().statement_cache.remove(statement, &[]);
+        let prepared = self.prepare(statement).await?;
         self.object()
             .query_raw(&prepared, references(parameters))
             .await
     }
 
+    /// How many rows were affected.
     pub(super) async fn execute(
         &self,
         statement: &str,
         parameters: &[Parameter],
     ) -> Result<u64, Error> {
-        let prepared = self.prepare(statement).await?;
-        let outcome = self
-            .object()
-            .execute_raw(&prepared, references(parameters))
-            .await;
-        if !outcome.as_ref().is_err_and(is_stale) {
-            return outcome;
-        }
-        let prepared = self.prepare_anew(statement).await?;
-        self.object()
-            .execute_raw(&prepared, references(parameters))
-            .await
+        let mut rows = pin!(self.query(statement, parameters).await?);
+        while rows.try_next().await?.is_some() {}
+        Ok(rows.rows_affected().unwrap_or(0))
     }
 
     async fn prepare(&self, statement: &str) -> Result<Statement, Error> {
@@ -72,12 +67,6 @@ impl Client {
             client.statement_cache.clear();
         }
         client.prepare_cached(statement).await
-    }
-
-    /// For one that [is stale](is_stale).
-    async fn prepare_anew(&self, statement: &str) -> Result<Statement, Error> {
-        self.object().statement_cache.remove(statement, &[]);
-        self.prepare(statement).await
     }
 
     #[allow(clippy::expect_used, reason = "only `drop` takes it out")]
