@@ -1,8 +1,31 @@
 //! A conversation on its way into a request, from either database: whole, as the JSON that the database
 //! makes of it, or row by row.
 
+use spin_sdk::wit_bindgen::{StreamReader, StreamResult};
+
 use super::{NewTurn, StoreError, TurnStart};
 use crate::ollama::body::ChatBody;
+
+/// Rows asked for at once.
+const ROWS: usize = 16;
+
+/// Reads rows to their end.
+pub(super) async fn each<R>(
+    mut rows: StreamReader<R>,
+    mut take: impl FnMut(R) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let mut batch = Vec::with_capacity(ROWS);
+    loop {
+        let status;
+        (status, batch) = rows.read(batch).await;
+        for row in batch.drain(..) {
+            take(row)?;
+        }
+        if status == StreamResult::Dropped {
+            return Ok(());
+        }
+    }
+}
 
 /// A turn that is stored now: `past` is the JSON of what was said before, and its prompt comes last.
 pub(super) fn whole(body: &mut ChatBody, past: &str, turn: &NewTurn, start: i64) -> TurnStart {

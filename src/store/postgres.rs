@@ -6,11 +6,10 @@
 use std::time::Duration;
 
 use spin_sdk::pg::{Connection, DbValue, Error, ParameterValue, PgError, QueryError};
-use spin_sdk::wit_bindgen::StreamResult;
 
 use uuid::Uuid;
 
-use super::history::{History, is_too_large, unexpected_row, whole};
+use super::history::{History, each, is_too_large, unexpected_row, whole};
 use super::{Begun, NewTurn, Reply, Store, StoreError, TurnStart, schema};
 use crate::conversation::{ASSISTANT, AppId};
 use crate::ollama::body::ChatBody;
@@ -85,9 +84,6 @@ UPDATE chatts_leases SET expires = now() + $3::bigint * interval '1 microsecond'
 WHERE appid = $1 AND turn_id = $2::uuid";
 
 const END: &str = "DELETE FROM chatts_leases WHERE appid = $1 AND turn_id = $2::uuid";
-
-/// Rows asked for at once.
-const ROWS: usize = 16;
 
 /// Conversations in PostgreSQL.
 #[derive(Clone)]
@@ -170,21 +166,11 @@ impl Postgres {
         connection: &Connection,
         statement: &str,
         parameters: Vec<ParameterValue>,
-        mut take: impl FnMut(Vec<DbValue>) -> Result<(), StoreError>,
+        take: impl FnMut(Vec<DbValue>) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         let result = connection.query(statement, parameters).await;
-        let (_, mut rows, outcome) = result.map_err(|error| self.classify(error))?.into_inner();
-        let mut batch = Vec::with_capacity(ROWS);
-        loop {
-            let status;
-            (status, batch) = rows.read(batch).await;
-            for row in batch.drain(..) {
-                take(row)?;
-            }
-            if status == StreamResult::Dropped {
-                break;
-            }
-        }
+        let (_, rows, outcome) = result.map_err(|error| self.classify(error))?.into_inner();
+        each(rows, take).await?;
         // An execution error arrives here, after no rows.
         outcome.await.map_err(|error| classify(error, &self.url))
     }

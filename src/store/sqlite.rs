@@ -9,11 +9,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use spin_sdk::sqlite::{Connection, Error, Value};
-use spin_sdk::wit_bindgen::StreamResult;
 
 use uuid::Uuid;
 
-use super::history::{History, is_too_large, unexpected_row, whole};
+use super::history::{History, each, is_too_large, unexpected_row, whole};
 use super::{Begun, NewTurn, Reply, Store, StoreError, TurnStart, schema};
 use crate::conversation::{ASSISTANT, AppId};
 use crate::ollama::body::ChatBody;
@@ -97,9 +96,6 @@ UPDATE chatts_leases SET expires = CAST(unixepoch('subsec') * 1000000 AS integer
 WHERE appid = ?1 AND turn_id = ?2";
 
 const END: &str = "DELETE FROM chatts_leases WHERE appid = ?1 AND turn_id = ?2";
-
-/// Rows asked for at once.
-const ROWS: usize = 16;
 
 /// Conversations in the host's SQLite database `default`.
 #[derive(Debug, Clone)]
@@ -323,18 +319,8 @@ async fn rows(
     mut take: impl FnMut(Vec<Value>) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
     let result = connection.execute(statement, parameters).await;
-    let (_, mut rows, outcome) = result.map_err(classify)?.into_inner();
-    let mut batch = Vec::with_capacity(ROWS);
-    loop {
-        let status;
-        (status, batch) = rows.read(batch).await;
-        for row in batch.drain(..) {
-            take(row.values)?;
-        }
-        if status == StreamResult::Dropped {
-            break;
-        }
-    }
+    let (_, rows, outcome) = result.map_err(classify)?.into_inner();
+    each(rows, |row| take(row.values)).await?;
     // An execution error arrives here, after no rows.
     outcome.await.map_err(classify)
 }
