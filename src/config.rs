@@ -64,6 +64,7 @@ impl Timeouts {
         let shortest = [
             self.comment_interval,
             self.client_stall,
+            self.database,
             self.ollama_first_byte,
             self.ollama_idle,
             self.turn,

@@ -8,7 +8,7 @@ use spin_sdk::wasip3::http::types::{ErrorCode, Fields, Method, Request, Response
 use spin_sdk::wasip3::{spawn, wit_future, wit_stream};
 use spin_sdk::wit_bindgen::{FutureReader, FutureWriter, StreamReader, StreamResult, StreamWriter};
 
-use crate::clock::{self, Instant, Ticker};
+use crate::clock::Ticker;
 use crate::error::Rejection;
 
 /// Bytes read of a request's body at once.
@@ -34,6 +34,7 @@ const PIECES: u32 = 4;
 pub async fn read_body(
     request: Request,
     limit: usize,
+    ticker: &mut Ticker,
     stall: Duration,
 ) -> Result<Vec<u8>, Rejection> {
     let too_large = || {
@@ -52,13 +53,13 @@ pub async fn read_body(
     let (mut stream, trailers) = Request::consume_body(request, no_error);
     let expected = declared.and_then(|length| usize::try_from(length).ok());
     let mut body = Vec::with_capacity(expected.unwrap_or(BODY_CHUNK));
-    let whole = Instant::now() + stall.saturating_mul(PIECES);
+    let whole = ticker.now().saturating_add(stall.saturating_mul(PIECES));
     loop {
         if body.len() == body.capacity() {
             body.reserve(BODY_CHUNK);
         }
-        let deadline = (Instant::now() + stall).min(whole);
-        let read = clock::timeout_at(deadline, stream.read(body));
+        let deadline = ticker.now().saturating_add(stall).min(whole);
+        let read = ticker.timeout_at(deadline, stream.read(body));
         let Some((status, read)) = read.await else {
             return Err(Rejection::new(408, "The body did not come in time."));
         };

@@ -19,7 +19,7 @@ use spin_sdk::wasip3::http::types::{Request, Response};
 use spin_sdk::wasip3::spawn;
 use uuid::Uuid;
 
-use crate::clock::{self, Instant, Ticker};
+use crate::clock::{self, Ticker};
 use crate::config::{self, Config, OnDisconnect};
 use crate::conversation::{AppId, ReplyStatus};
 use crate::error::{Code, Rejection, RelayError};
@@ -63,8 +63,9 @@ async fn begin(request: Request) -> Result<Response, Rejection> {
     http::check_route(&request)?;
     let config = config::load().await?;
     let place = Place::take(config.max_concurrent_turns);
+    let mut ticker = Ticker::new(config.timeouts.tick());
     let stall = config.timeouts.client_stall;
-    let body = http::read_body(request, config.max_body_bytes, stall).await?;
+    let body = http::read_body(request, config.max_body_bytes, &mut ticker, stall).await?;
     let request = ChatRequest::parse(&body)?;
     drop(body);
     if request.messages.len() > config.max_messages {
@@ -79,7 +80,7 @@ async fn begin(request: Request) -> Result<Response, Rejection> {
         Some(url) => Database::Postgres(Postgres::new(url.clone())),
         None => Database::Sqlite(Sqlite),
     };
-    start(store, request, config, place).await
+    start(store, request, config, place, ticker).await
 }
 
 /// Stores the prompt and sets the rest of the turn going.
@@ -88,17 +89,18 @@ async fn start(
     request: ChatRequest,
     config: Rc<Config>,
     place: Place,
+    mut ticker: Ticker,
 ) -> Result<Response, Rejection> {
     let new = NewTurn::new(request.app_id, request.messages, config.lease);
     let mut history = ChatBody::new(&request.model);
     let limit = config.timeouts.database;
-    let start = match retry::begin_turn(&store, &new, &mut history, limit).await {
+    let start = match retry::begin_turn(&store, &new, &mut history, &mut ticker, limit).await {
         Ok(Begun::Started(start)) => start,
         Err(error) => {
             if new.lease.is_some() {
                 // It may have been taken before something failed; if this fails too, it runs out.
                 spawn(async move {
-                    let _ = retry::end_lease(&store, &new.app_id, new.id, limit).await;
+                    let _ = retry::end_lease(&store, &new.app_id, new.id, &mut ticker, limit).await;
                 });
             }
             return Err(error.into());
@@ -112,7 +114,7 @@ async fn start(
     };
     if history.is_empty() {
         if new.lease.is_some() {
-            retry::end_lease(&store, &new.app_id, new.id, limit).await?;
+            retry::end_lease(&store, &new.app_id, new.id, &mut ticker, limit).await?;
         }
         let why = "nothing to send: the array is empty, and so is the conversation";
         return Err(InvalidRequest::of("messages", why).into());
@@ -125,8 +127,8 @@ async fn start(
         start,
         relay: Relay {
             client,
-            ticker: Ticker::new(config.timeouts.tick()),
-            last_sent: Duration::ZERO,
+            last_sent: ticker.now(),
+            ticker,
             events: Vec::new(),
             config,
         },
@@ -185,10 +187,11 @@ impl Turn {
 
     /// Stores the reply, if there is one, and ends the turn's lease.
     async fn store_reply(
-        &self,
+        &mut self,
         reply: Option<(String, ReplyStatus)>,
         config: &Config,
     ) -> Result<(), StoreError> {
+        let ticker = &mut self.relay.ticker;
         let limit = config.timeouts.database;
         let is_leased = config.lease.is_some();
         if let Some((text, status)) = reply {
@@ -201,10 +204,11 @@ impl Turn {
                 status,
                 leased: is_leased,
             };
-            return retry::commit_reply(&self.store, &reply, limit).await;
+            return retry::commit_reply(&self.store, &reply, ticker, limit).await;
         }
         if is_leased
-            && let Err(error) = retry::end_lease(&self.store, &self.app_id, self.id, limit).await
+            && let Err(error) =
+                retry::end_lease(&self.store, &self.app_id, self.id, ticker, limit).await
         {
             // It runs out by itself.
             self.log(&error);
@@ -221,8 +225,9 @@ impl Turn {
 async fn renew(store: &Database, app_id: &AppId, turn: Uuid, lease: Duration) {
     loop {
         clock::sleep(lease / 4).await;
-        let deadline = Instant::now() + lease / 4;
-        let renewed = clock::timeout_at(deadline, store.renew_lease(app_id, turn, lease)).await;
+        let mut ticker = Ticker::new(lease / 4);
+        let renewing = store.renew_lease(app_id, turn, lease);
+        let renewed = ticker.timeout_at(Duration::ZERO, renewing).await;
         if let Some(Err(error)) = renewed {
             log::line(format_args!(
                 "turn {turn}: the lease was not renewed: {error}"

@@ -8,7 +8,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::{Begun, NewTurn, Reply, Store, StoreError};
-use crate::clock::{self, Instant};
+use crate::clock::Ticker;
 use crate::conversation::AppId;
 use crate::ollama::body::ChatBody;
 
@@ -21,9 +21,10 @@ pub async fn begin_turn(
     store: &impl Store,
     turn: &NewTurn,
     history: &mut ChatBody,
+    ticker: &mut Ticker,
     limit: Duration,
 ) -> Result<Begun, StoreError> {
-    within(store, limit, async || {
+    within(store, ticker, limit, async || {
         history.clear();
         store.begin_turn(turn, history).await
     })
@@ -34,9 +35,13 @@ pub async fn begin_turn(
 pub async fn commit_reply(
     store: &impl Store,
     reply: &Reply,
+    ticker: &mut Ticker,
     limit: Duration,
 ) -> Result<(), StoreError> {
-    within(store, limit, async || store.commit_reply(reply).await).await
+    within(store, ticker, limit, async || {
+        store.commit_reply(reply).await
+    })
+    .await
 }
 
 /// [`Store::end_lease`], bounded by `limit`.
@@ -44,17 +49,22 @@ pub async fn end_lease(
     store: &impl Store,
     app_id: &AppId,
     turn: Uuid,
+    ticker: &mut Ticker,
     limit: Duration,
 ) -> Result<(), StoreError> {
-    within(store, limit, async || store.end_lease(app_id, turn).await).await
+    within(store, ticker, limit, async || {
+        store.end_lease(app_id, turn).await
+    })
+    .await
 }
 
 async fn within<T>(
     store: &impl Store,
+    ticker: &mut Ticker,
     limit: Duration,
     mut call: impl AsyncFnMut() -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
-    let deadline = Instant::now() + limit;
+    let deadline = ticker.now().saturating_add(limit);
     let mut pause = FIRST_PAUSE;
     let mut migrate = false;
     let mut migrated = false;
@@ -67,7 +77,7 @@ async fn within<T>(
             }
             call().await
         };
-        let error = match clock::timeout_at(deadline, attempt).await {
+        let error = match ticker.timeout_at(deadline, attempt).await {
             Some(Ok(value)) => return Ok(value),
             Some(Err(error)) => error,
             None => {
@@ -80,9 +90,9 @@ async fn within<T>(
         };
         match error {
             StoreError::Schema { .. } if !migrate && !migrated => migrate = true,
-            StoreError::Unavailable { .. } if Instant::now() + pause < deadline => {
+            StoreError::Unavailable { .. } if ticker.now() < deadline => {
                 last = Some(error);
-                clock::sleep(pause).await;
+                ticker.sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
             error => return Err(error),
