@@ -14,7 +14,7 @@
 //! | 7 | [`store`] | the reply | the right to send the last event |
 //!
 //! [`turn`] puts them in order, [`pipeline`] is steps 4 to 6 in one. [`conversation`] holds the words they share, [`config`] the
-//! operator's settings, [`error`] who is told what, [`clock`] the bounds on waits,
+//! operator's settings, [`error`] who is told what, [`ids`] the ids of turns and rows, [`clock`] the bounds on waits,
 //! [`instance`] the bound on turns, [`log`] what the operator reads.
 
 pub mod clock;
@@ -22,6 +22,7 @@ pub mod config;
 pub mod conversation;
 pub mod error;
 pub mod http;
+pub mod ids;
 pub mod instance;
 pub mod log;
 pub mod ndjson;

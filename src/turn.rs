@@ -24,6 +24,7 @@ use crate::config::{self, Config, OnDisconnect};
 use crate::conversation::{AppId, ReplyStatus};
 use crate::error::{Code, Rejection, RelayError};
 use crate::http::{self, EventStream};
+use crate::ids::Ids;
 use crate::instance::Place;
 use crate::log;
 use crate::ndjson::More;
@@ -91,7 +92,8 @@ async fn start(
     place: Place,
     mut ticker: Ticker,
 ) -> Result<Response, Rejection> {
-    let new = NewTurn::new(request.app_id, request.messages, config.lease);
+    let mut ids = Ids::draw();
+    let new = NewTurn::new(&mut ids, request.app_id, request.messages, config.lease);
     let mut history = ChatBody::new(&request.model);
     let limit = config.timeouts.database;
     let start = match retry::begin_turn(&store, &new, &mut history, &mut ticker, limit).await {
@@ -123,6 +125,7 @@ async fn start(
     let (response, client) = http::event_stream();
     let turn = Turn {
         id: new.id,
+        reply_id: ids.take(),
         app_id: new.app_id,
         start,
         relay: Relay {
@@ -142,6 +145,7 @@ async fn start(
 /// A turn whose prompt is stored.
 struct Turn {
     id: Uuid,
+    reply_id: Uuid,
     app_id: AppId,
     start: TurnStart,
     relay: Relay,
@@ -196,7 +200,7 @@ impl Turn {
         let is_leased = config.lease.is_some();
         if let Some((text, status)) = reply {
             let reply = Reply {
-                id: Uuid::now_v7(),
+                id: self.reply_id,
                 turn: self.id,
                 start: self.start,
                 app_id: self.app_id.clone(),

@@ -16,6 +16,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use crate::conversation::{AppId, Message, ReplyStatus};
+use crate::ids::Ids;
 use crate::ollama::body::ChatBody;
 use postgres::Postgres;
 use sqlite::Sqlite;
@@ -41,14 +42,19 @@ pub struct NewTurn {
 }
 
 impl NewTurn {
-    /// Chooses the ids.
-    pub fn new(app_id: AppId, messages: Vec<Message>, lease: Option<Duration>) -> Self {
+    /// A turn with ids of `ids`.
+    pub fn new(
+        ids: &mut Ids,
+        app_id: AppId,
+        messages: Vec<Message>,
+        lease: Option<Duration>,
+    ) -> Self {
         Self {
-            id: Uuid::now_v7(),
+            id: ids.take(),
             app_id,
             prompt: messages
                 .into_iter()
-                .map(|message| (Uuid::now_v7(), message))
+                .map(|message| (ids.take(), message))
                 .collect(),
             lease,
         }
