@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use spin_sdk::wasip3::http::types::{ErrorCode, Fields, Method, Request, Response};
 use spin_sdk::wasip3::{spawn, wit_future, wit_stream};
-use spin_sdk::wit_bindgen::{FutureReader, FutureWriter, StreamReader, StreamResult, StreamWriter};
+use spin_sdk::wit_bindgen::{FutureWriter, StreamResult, StreamWriter};
 
 use crate::clock::Ticker;
 use crate::error::Rejection;
@@ -94,7 +94,9 @@ pub fn rejection(rejection: &Rejection) -> Response {
     spawn(async move {
         writer.write_all(json).await;
     });
-    response(rejection.status, &headers, reader, trailers)
+    let (response, _) = Response::new(fields(&headers), Some(reader), trailers);
+    let _ = response.set_status_code(rejection.status);
+    response
 }
 
 /// The head of a stream of events, and the end to write them to.
@@ -109,25 +111,20 @@ pub fn event_stream() -> (Response, EventStream) {
     let client = EventStream {
         open: Some((writer, end)),
     };
-    (response(200, &headers, reader, trailers), client)
+    // Its status is 200 without saying so.
+    let (response, _) = Response::new(fields(&headers), Some(reader), trailers);
+    (response, client)
 }
 
 type Trailers = Result<Option<Fields>, ErrorCode>;
 
-fn response(
-    status: u16,
-    headers: &[(&str, &str)],
-    body: StreamReader<u8>,
-    trailers: FutureReader<Trailers>,
-) -> Response {
-    let fields = Fields::new();
-    for (name, value) in headers {
-        // Names and values are literals of this file: valid, and of no forbidden kind.
-        let _ = fields.append(name, value.as_bytes());
-    }
-    let (response, _) = Response::new(fields, Some(body), trailers);
-    let _ = response.set_status_code(status);
-    response
+/// Headers in one call of the host. Their names and values are valid, and of no forbidden kind.
+pub fn fields(headers: &[(&str, &str)]) -> Fields {
+    let headers: Vec<_> = headers
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), value.as_bytes().to_vec()))
+        .collect();
+    Fields::from_list(&headers).unwrap_or_else(|_| Fields::new())
 }
 
 /// The client, as long as it listens.

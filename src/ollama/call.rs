@@ -13,6 +13,7 @@ use spin_sdk::wit_bindgen::{FutureReader, StreamReader, StreamResult};
 use crate::clock::nanoseconds;
 use crate::config::{OllamaUrl, Timeouts};
 use crate::error::{Code, RelayError};
+use crate::http::fields;
 
 /// Ollama's answer, its body still to be read. Dropping it closes the connection, which makes
 /// Ollama stop generating.
@@ -72,11 +73,10 @@ pub async fn send(
 
 /// Only what the call needs: a loopback-bound Ollama refuses the `Host` and `Origin` of others.
 fn request(url: &OllamaUrl, body: Vec<u8>, timeouts: &Timeouts) -> Request {
-    let headers = Fields::new();
-    // Names and values are valid, and of no forbidden kind; so are the parts of the address, as far
-    // as they can be set: what a host refuses here, it refuses as a whole when the request is sent.
-    let _ = headers.append("content-type", b"application/json");
-    let _ = headers.append("content-length", body.len().to_string().as_bytes());
+    let headers = fields(&[
+        ("content-type", "application/json"),
+        ("content-length", &body.len().to_string()),
+    ]);
 
     let options = RequestOptions::new();
     let in_nanoseconds = |duration: Duration| Some(nanoseconds(duration));
@@ -88,6 +88,8 @@ fn request(url: &OllamaUrl, body: Vec<u8>, timeouts: &Timeouts) -> Request {
     let (mut writer, reader) = wit_stream::new();
     let (_, trailers) = wit_future::new(|| Ok(None));
     let (request, _) = Request::new(headers, Some(reader), trailers, Some(options));
+    // The parts of the address are valid as far as they can be set: what a host refuses here, it
+    // refuses as a whole when the request is sent.
     let _ = request.set_method(&Method::Post);
     let _ = request.set_scheme(Some(if url.is_https {
         &Scheme::Https
