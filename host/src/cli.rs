@@ -53,7 +53,7 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     pub(crate) drain: Duration,
 
-    /// Threads that serve [default: one fewer than the machine has cores]
+    /// Threads that serve [default: as many as the machine has cores]
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
 

@@ -12,12 +12,12 @@ use crate::postgres::Pools;
 use crate::sqlite::Databases;
 use crate::variables::Variables;
 
-/// What all instances of a host share.
+/// What all instances on a thread share.
 pub(crate) struct Services {
-    pub(crate) variables: Variables,
+    pub(crate) variables: Arc<Variables>,
     pub(crate) outbound: Arc<Outbound>,
     pub(crate) postgres: Pools,
-    pub(crate) sqlite: Databases,
+    pub(crate) sqlite: Arc<Databases>,
     pub(crate) output: Output,
 }
 

@@ -14,8 +14,7 @@ mod report;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
-    let threads = cli.threads.unwrap_or_else(runtime::default_threads);
-    let result = runtime::runtime(threads)
+    let result = runtime::new()
         .context("cannot start the runtime")
         .and_then(|runtime| runtime.block_on(run(cli)));
     match result {
@@ -52,6 +51,7 @@ async fn run(cli: cli::Cli) -> Result<()> {
         variables,
         state_dir: cli.state_dir.clone(),
         drain: cli.drain,
+        threads: cli.threads.unwrap_or_else(runtime::default_threads),
         ..Options::default()
     };
     // A signal from here on stops it gently.

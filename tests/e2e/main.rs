@@ -19,3 +19,4 @@ mod relay;
 mod schema;
 mod secrets;
 mod stopping;
+mod threads;

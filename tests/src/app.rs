@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Duration;
 
@@ -38,6 +39,7 @@ pub struct Setup {
     backend: Backend,
     variables: BTreeMap<String, String>,
     drain: Option<Duration>,
+    threads: Option<NonZeroUsize>,
     database_wire: bool,
     ollama_wire: bool,
 }
@@ -52,6 +54,12 @@ impl Setup {
     /// How long a stop waits for turns.
     pub fn drain(mut self, limit: Duration) -> Self {
         self.drain = Some(limit);
+        self
+    }
+
+    /// How many threads serve: one, if nothing is said.
+    pub fn threads(mut self, count: usize) -> Self {
+        self.threads = NonZeroUsize::new(count);
         self
     }
 
@@ -73,6 +81,7 @@ impl Setup {
             backend,
             variables: given,
             drain,
+            threads,
             database_wire,
             ollama_wire,
         } = self;
@@ -109,6 +118,7 @@ impl Setup {
             variables,
             state_dir: Some(state.path().to_owned()),
             drain: drain.unwrap_or(crate::LONG),
+            threads: threads.unwrap_or(NonZeroUsize::MIN),
             output: output.clone(),
             ..Options::default()
         };
@@ -179,6 +189,7 @@ impl TestApp {
             backend,
             variables: BTreeMap::new(),
             drain: None,
+            threads: None,
             database_wire: false,
             ollama_wire: false,
         }

@@ -26,7 +26,7 @@ const BACKLOG: u32 = 4096;
 pub fn run(what: Serve) -> Result<()> {
     // Each as it is run in production.
     let runtime = match what {
-        Serve::Llmchat { .. } => runtime::runtime(runtime::default_threads())?,
+        Serve::Llmchat { .. } => runtime::new()?,
         Serve::StandIn { .. } | Serve::PassThrough { .. } => {
             tokio::runtime::Builder::new_multi_thread()
                 .enable_all()
@@ -106,6 +106,7 @@ async fn llmchat(manifest: &Path, state: &Path, requests: Option<usize>) -> Resu
         listen: ANYWHERE.into(),
         variables,
         state_dir: Some(state.to_owned()),
+        threads: runtime::default_threads(),
         instances,
         ..Options::default()
     };

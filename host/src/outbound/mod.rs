@@ -33,16 +33,15 @@ use idle::{Connection, Idle, Place};
 /// Where a request sets no bound of its own, as in wasmtime's default.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// What the requests of all instances share.
-pub(crate) struct Outbound {
-    pub(crate) allowed: AllowedHosts,
+/// Where connections may lead, and how they are encrypted: the same for the whole host.
+pub(crate) struct Rules {
+    allowed: AllowedHosts,
     pub(crate) tls: Arc<rustls::ClientConfig>,
-    idle: Arc<Idle>,
     output: crate::Output,
     refused: Mutex<HashSet<String>>,
 }
 
-impl Outbound {
+impl Rules {
     pub(crate) fn new(allowed: AllowedHosts, output: crate::Output) -> anyhow::Result<Self> {
         if let Some(broken) = allowed.broken() {
             output.line(format_args!(
@@ -52,7 +51,6 @@ impl Outbound {
         Ok(Self {
             allowed,
             tls: Arc::new(connect::tls()?),
-            idle: Arc::default(),
             output,
             refused: Mutex::default(),
         })
@@ -78,6 +76,21 @@ impl Outbound {
         }
         Ok(allow)
     }
+}
+
+/// What the requests of all instances on a thread share.
+pub(crate) struct Outbound {
+    rules: Arc<Rules>,
+    idle: Arc<Idle>,
+}
+
+impl Outbound {
+    pub(crate) fn new(rules: Arc<Rules>) -> Self {
+        Self {
+            rules,
+            idle: Arc::default(),
+        }
+    }
 
     async fn send(
         &self,
@@ -88,7 +101,8 @@ impl Outbound {
         let scheme = uri.scheme_str().ok_or(Error::HttpRequestUriInvalid)?;
         let host = uri.host().ok_or(Error::HttpRequestUriInvalid)?;
         // Where the entries are broken the log says so; the component hears what Spin says.
-        if !self.allow(scheme, host, uri.port_u16()).unwrap_or(false) {
+        let allowed = self.rules.allow(scheme, host, uri.port_u16());
+        if !allowed.unwrap_or(false) {
             return Err(Error::HttpRequestDenied);
         }
         let tls = scheme == "https";
@@ -164,7 +178,7 @@ impl Outbound {
             let stream = stream.map_err(Error::Connect)?;
             stream.set_nodelay(true).map_err(Error::Connect)?;
             let io = if place.tls {
-                Io::tls(stream, &place.host, self.tls.clone()).await?
+                Io::tls(stream, &place.host, self.rules.tls.clone()).await?
             } else {
                 Io::Plain(stream)
             };

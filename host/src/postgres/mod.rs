@@ -8,6 +8,7 @@
 )]
 
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
@@ -20,7 +21,7 @@ use wasmtime::component::{Accessor, FutureReader, HasData, Resource, StreamReade
 
 use crate::component::bindings::spin::postgres::postgres as wit;
 use crate::instance::Instance;
-use crate::outbound::Outbound;
+use crate::outbound::Rules;
 use crate::rows;
 
 mod client;
@@ -29,20 +30,24 @@ mod values;
 
 use client::Client;
 
-/// Clients an address, as in Spin.
-const POOL_SIZE: usize = 64;
+/// Clients an address in the whole host, as in Spin.
+const CLIENTS: usize = 64;
 
-/// The pools of one host.
+/// The pools of one thread.
 pub(crate) struct Pools {
     by_address: Mutex<HashMap<String, Pool>>,
-    outbound: Arc<Outbound>,
+    rules: Arc<Rules>,
+    /// Clients that each of them may have.
+    limit: usize,
 }
 
 impl Pools {
-    pub(crate) fn new(outbound: Arc<Outbound>) -> Self {
+    /// Pools for one of `threads`, which share the clients that a host may have.
+    pub(crate) fn new(rules: Arc<Rules>, threads: NonZeroUsize) -> Self {
         Self {
             by_address: Mutex::default(),
-            outbound,
+            rules,
+            limit: CLIENTS.div_ceil(threads.get()),
         }
     }
 
@@ -76,11 +81,11 @@ impl Pools {
         let manager = if config.get_ssl_mode() == SslMode::Disable {
             Manager::from_config(config, NoTls, recycling)
         } else {
-            let tls = MakeRustlsConnect::new(self.outbound.tls.as_ref().clone());
+            let tls = MakeRustlsConnect::new(self.rules.tls.as_ref().clone());
             Manager::from_config(config, tls, recycling)
         };
         let pool = Pool::builder(manager)
-            .max_size(POOL_SIZE)
+            .max_size(self.limit)
             .build()
             .map_err(|error| wit::Error::ConnectionFailed(error.to_string()))?;
         pools.insert(address.to_owned(), pool.clone());
@@ -100,7 +105,7 @@ impl Pools {
                 .get(index)
                 .or(if let [port] = ports { Some(port) } else { None })
                 .copied();
-            match self.outbound.allow("postgres", host, port) {
+            match self.rules.allow("postgres", host, port) {
                 Ok(true) => {}
                 Ok(false) => {
                     let port = port.map(|port| format!(":{port}")).unwrap_or_default();

@@ -1,0 +1,83 @@
+//! The host on several threads: each serves connections of its own, and all of them the same
+//! conversations.
+
+use anyhow::{Result, ensure};
+use llmchat_tests::{Backend, Event, Events, TestApp, eventually, on_both_stores, within};
+use ollama_stand_in::{Gate, Script, wire};
+use tokio::net::TcpStream;
+
+use crate::conversation::words;
+
+const THREADS: usize = 3;
+
+/// Streams on every thread, each of which waits at the gate after its first token.
+async fn streams(app: &TestApp, gate: &Gate) -> Result<Vec<Events>> {
+    app.ollama
+        .always(Script::new().token("a").gate(gate).token("b").done());
+    let mut streams = Vec::new();
+    for n in 0..2 * THREADS {
+        let mut events = app.stream(&format!("app {n}"), "Hi").await?;
+        events.next().await?;
+        streams.push(events);
+    }
+    within("all turns at once", gate.reached_by(streams.len())).await?;
+    // An instance would have taken them all: it stays on its thread.
+    ensure!(app.instances() >= THREADS, "{} instances", app.instances());
+    Ok(streams)
+}
+
+on_both_stores! {
+    async fn a_conversation_goes_on_on_any_thread(backend: Backend) -> Result<()> {
+        let app = TestApp::on(backend).threads(THREADS).start().await?;
+        app.ollama.always(Script::reply(["ok"]));
+        let mut said = Vec::new();
+        let mut open = Vec::new();
+        for n in 0..2 * THREADS {
+            let n = n.to_string();
+            app.ask("app", &n).await?;
+            said.extend([("user".to_owned(), n), ("assistant".to_owned(), "ok".to_owned())]);
+            // It stays open, so that the next one goes to another thread.
+            open.push(TcpStream::connect(app.address()).await?);
+        }
+        assert_eq!(app.conversation("app").await?, said);
+        Ok(())
+    }
+
+    async fn a_stop_lets_the_turns_of_every_thread_end(backend: Backend) -> Result<()> {
+        let mut app = TestApp::on(backend).threads(THREADS).start().await?;
+        let gate = Gate::new();
+        let streams = streams(&app, &gate).await?;
+        let address = app.address();
+        let (stopped, read) = tokio::join!(within("the stop", app.stop()), async {
+            eventually("the closed door", async || {
+                Ok(TcpStream::connect(address).await.is_err().then_some(()))
+            })
+            .await?;
+            gate.open();
+            for stream in streams {
+                assert_eq!(stream.rest().await?, [wire::token("b"), wire::done()].map(Event::Data));
+            }
+            anyhow::Ok(())
+        });
+        read?;
+        assert_eq!(stopped?, 0);
+        assert_eq!(app.row_count().await?, 4 * THREADS);
+        Ok(())
+    }
+
+    async fn a_crash_ends_the_turns_of_every_thread(backend: Backend) -> Result<()> {
+        let mut app = TestApp::on(backend).threads(THREADS).start().await?;
+        let gate = Gate::new();
+        let streams = streams(&app, &gate).await?;
+        app.crash();
+        for stream in streams {
+            assert!(stream.rest().await.is_err());
+        }
+        app.restart().await?;
+        app.ollama.always(Script::reply(["ok"]));
+        app.ask("app 0", "Still there?").await?;
+        let expected = words(&[("user", "Hi"), ("user", "Still there?"), ("assistant", "ok")]);
+        assert_eq!(app.conversation("app 0").await?, expected);
+        Ok(())
+    }
+}
