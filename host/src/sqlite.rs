@@ -34,11 +34,17 @@ const DEFAULT: &str = "default";
 pub(crate) struct Databases {
     granted: BTreeSet<String>,
     dir: PathBuf,
+    /// That of `default`, the only file there is.
+    writing: Arc<Mutex<()>>,
 }
 
 impl Databases {
     pub(crate) fn new(granted: BTreeSet<String>, dir: PathBuf) -> Self {
-        Self { granted, dir }
+        Self {
+            granted,
+            dir,
+            writing: Arc::default(),
+        }
     }
 
     fn path(&self, label: &str) -> Result<PathBuf, wit::Error> {
@@ -58,10 +64,15 @@ pub fn default_path(state_dir: &Path) -> PathBuf {
 /// A connection resource.
 #[derive(Clone)]
 #[allow(unreachable_pub, reason = "`bindgen!` re-exports it")]
-pub struct Connection(Arc<Mutex<rusqlite::Connection>>);
+pub struct Connection {
+    connection: Arc<Mutex<rusqlite::Connection>>,
+    /// Held by the statement that writes. SQLite lets one connection write at a time and has the others
+    /// look in again now and then, after up to a tenth of a second; here the next one starts at once.
+    writing: Arc<Mutex<()>>,
+}
 
 impl Connection {
-    fn open(path: &Path) -> Result<Self, wit::Error> {
+    fn open(path: &Path, writing: Arc<Mutex<()>>) -> Result<Self, wit::Error> {
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir).map_err(|error| wit::Error::Io(error.to_string()))?;
         }
@@ -74,11 +85,16 @@ impl Connection {
             }
             _ => Authorization::Allow,
         }));
-        Ok(Self(Arc::new(Mutex::new(connection))))
+        Ok(Self {
+            connection: Arc::new(Mutex::new(connection)),
+            writing,
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, rusqlite::Connection> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.connection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs one statement and hands its result to `reply`; an error of any kind comes after the rows.
@@ -98,6 +114,9 @@ impl Connection {
         let columns = statement.column_names().into_iter().map(str::to_owned);
         reply.columns = columns.collect();
         let width = reply.columns.len();
+        // Within a transaction, which spans calls, SQLite's own lock decides.
+        let _writing = (connection.is_autocommit() && !statement.readonly())
+            .then(|| self.writing.lock().unwrap_or_else(PoisonError::into_inner));
         let parameters = rusqlite::params_from_iter(parameters.into_iter().map(to_sql));
         let mut found = statement.query(parameters).map_err(io)?;
         while let Some(row) = found.next().map_err(io)? {
@@ -263,9 +282,12 @@ impl<T: Send> wit::HostConnectionWithStore<T> for SpinSqlite {
         accessor: &Accessor<T, Self>,
         database: String,
     ) -> wasmtime::Result<Result<Resource<Connection>, wit::Error>> {
-        let path = accessor.with(|mut access| access.get().services.sqlite.path(&database));
-        let opened = match path {
-            Ok(path) => tokio::task::spawn_blocking(move || Connection::open(&path)).await?,
+        let databases = accessor.with(|mut access| access.get().services.sqlite.clone());
+        let opened = match databases.path(&database) {
+            Ok(path) => {
+                let writing = databases.writing.clone();
+                tokio::task::spawn_blocking(move || Connection::open(&path, writing)).await?
+            }
             Err(error) => Err(error),
         };
         match opened {
@@ -313,5 +335,76 @@ impl<T: Send> wit::HostConnectionWithStore<T> for SpinSqlite {
     ) -> wasmtime::Result<i64> {
         let connection = connection(accessor, &resource)?;
         Ok(tokio::task::spawn_blocking(move || connection.lock().last_insert_rowid()).await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use super::*;
+
+    /// Runs a statement to its end on a thread of its own.
+    async fn run(connection: &Connection, statement: &'static str) -> Result<(), wit::Error> {
+        let connection = connection.clone();
+        let (reply, _columns, mut batches) = Reply::new();
+        let running = tokio::task::spawn_blocking(move || {
+            connection.execute(statement, Vec::new(), reply);
+        });
+        let mut end = Ok(());
+        while let Some(batch) = batches.recv().await {
+            end = batch.end.unwrap_or(Ok(()));
+        }
+        running.await.unwrap();
+        end
+    }
+
+    fn connections() -> (tempfile::TempDir, [Connection; 3]) {
+        let dir = tempfile::tempdir().unwrap();
+        let writing = Arc::<Mutex<()>>::default();
+        let open = |_| Connection::open(&dir.path().join("it.db"), writing.clone()).unwrap();
+        let connections = [(); 3].map(open);
+        (dir, connections)
+    }
+
+    async fn count(connection: &Connection) -> i64 {
+        let connection = connection.clone();
+        let count = move || {
+            let sql = "SELECT count(*) FROM it";
+            connection.lock().query_row(sql, [], |row| row.get(0))
+        };
+        tokio::task::spawn_blocking(count).await.unwrap().unwrap()
+    }
+
+    #[tokio::test]
+    async fn those_that_write_wait_for_each_other_and_none_is_refused() {
+        let (_dir, connections) = connections();
+        run(&connections[0], "CREATE TABLE it (n)").await.unwrap();
+        let write = async |connection: &Connection| {
+            for _ in 0..50 {
+                run(connection, "INSERT INTO it VALUES (1)").await.unwrap();
+            }
+        };
+        let [one, two, three] = &connections;
+        tokio::join!(write(one), write(two), write(three));
+        assert_eq!(count(one).await, 150);
+    }
+
+    #[tokio::test]
+    async fn a_transaction_goes_on_while_another_connection_waits_for_it() {
+        let (_dir, [one, two, _]) = connections();
+        run(&one, "CREATE TABLE it (n)").await.unwrap();
+        run(&one, "BEGIN IMMEDIATE").await.unwrap();
+        let waiting = {
+            let two = two.clone();
+            tokio::spawn(async move { run(&two, "INSERT INTO it VALUES (2)").await })
+        };
+        // It has begun to write, and cannot.
+        while two.writing.try_lock().is_ok() {
+            tokio::task::yield_now().await;
+        }
+        run(&one, "INSERT INTO it VALUES (1)").await.unwrap();
+        run(&one, "COMMIT").await.unwrap();
+        waiting.await.unwrap().unwrap();
+        assert_eq!(count(&one).await, 2);
     }
 }
