@@ -2,7 +2,9 @@
 //! conversations.
 
 use anyhow::{Result, ensure};
-use llmchat_tests::{Backend, Event, Events, TestApp, eventually, on_both_stores, within};
+use llmchat_tests::{
+    Backend, Client, Event, Events, TestApp, eventually, on_both_stores, prompt, within,
+};
 use ollama_stand_in::{Gate, Script, wire};
 use tokio::net::TcpStream;
 
@@ -80,4 +82,46 @@ on_both_stores! {
         assert_eq!(app.conversation("app 0").await?, expected);
         Ok(())
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_turn_finds_a_client_of_postgres_though_many_hang() -> Result<()> {
+    const HANGING: usize = 12;
+    let app = TestApp::on(Backend::Postgres)
+        .variable("on_busy", "reject")
+        .start()
+        .await?;
+    app.ollama.always(Script::reply(["ok"]));
+    for n in 0..HANGING {
+        app.ask(&format!("app {n}"), "Hi").await?;
+    }
+    // Whoever wants the lease of one of these conversations waits for this transaction.
+    let client = app.postgres()?.connect().await?;
+    client
+        .batch_execute(
+            "BEGIN; INSERT INTO chatts_leases (appid, turn_id, expires)
+             SELECT appid, gen_random_uuid(), now() FROM chatts GROUP BY appid",
+        )
+        .await?;
+    let hanging: Vec<_> = (0..HANGING)
+        .map(|n| {
+            let client = Client::of(app.address());
+            tokio::spawn(async move { client.prompt(&prompt(&format!("app {n}"), "Hi")).await })
+        })
+        .collect();
+    eventually("the hanging turns", async || {
+        Ok((app.open_turns() >= HANGING).then_some(()))
+    })
+    .await?;
+    app.ask("another app", "Hi").await?;
+    client.batch_execute("ROLLBACK").await?;
+    for answer in hanging {
+        within("a turn that hung", answer)
+            .await???
+            .events()
+            .await?
+            .rest()
+            .await?;
+    }
+    Ok(())
 }

@@ -12,7 +12,7 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
-use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod};
+use deadpool_postgres::{Manager, ManagerConfig, RecyclingMethod};
 use futures_util::{Stream, StreamExt as _};
 use tokio_postgres::NoTls;
 use tokio_postgres::config::{Host, SslMode};
@@ -26,16 +26,18 @@ use crate::rows;
 
 mod client;
 mod error;
+mod pool;
 mod values;
 
 use client::Client;
+use pool::Clients;
 
 /// Clients an address in the whole host, as in Spin.
 const CLIENTS: usize = 64;
 
 /// The pools of one thread.
 pub(crate) struct Pools {
-    by_address: Mutex<HashMap<String, Pool>>,
+    by_address: Mutex<HashMap<String, Arc<Clients>>>,
     rules: Arc<Rules>,
     /// Clients that each of them may have.
     limit: usize,
@@ -53,21 +55,22 @@ impl Pools {
 
     async fn client(&self, address: &str) -> Result<Client, wit::Error> {
         let failed = |error: anyhow::Error| wit::Error::ConnectionFailed(format!("{error:#}"));
-        let pool = self.pool(address)?;
-        pool.get()
+        let clients = self.clients(address)?;
+        clients
+            .get()
             .await
             .map(Client::new)
             .context("connecting to PostgreSQL")
             .map_err(failed)
     }
 
-    fn pool(&self, address: &str) -> Result<Pool, wit::Error> {
+    fn clients(&self, address: &str) -> Result<Arc<Clients>, wit::Error> {
         let mut pools = self
             .by_address
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if let Some(pool) = pools.get(address) {
-            return Ok(pool.clone());
+        if let Some(clients) = pools.get(address) {
+            return Ok(clients.clone());
         }
         let config: tokio_postgres::Config =
             address.parse().map_err(|error: tokio_postgres::Error| {
@@ -84,12 +87,11 @@ impl Pools {
             let tls = MakeRustlsConnect::new(self.rules.tls.as_ref().clone());
             Manager::from_config(config, tls, recycling)
         };
-        let pool = Pool::builder(manager)
-            .max_size(self.limit)
-            .build()
+        let clients = Clients::new(manager, self.limit)
             .map_err(|error| wit::Error::ConnectionFailed(error.to_string()))?;
-        pools.insert(address.to_owned(), pool.clone());
-        Ok(pool)
+        let clients = Arc::new(clients);
+        pools.insert(address.to_owned(), clients.clone());
+        Ok(clients)
     }
 
     /// Only addresses that pass get a pool, so this runs once an address.
