@@ -302,6 +302,7 @@ async fn a_turn_is_two_statements_to_postgres() -> Result<()> {
     app.ollama.always(Script::reply(["ok"]));
     app.ask("app", "the first turn makes the schema").await?;
     let before = app.postgres()?.statements()?.len();
+    let cleaned = app.postgres()?.texts()?.len();
     for _ in 0..10 {
         app.ask("app", "Hi").await?;
     }
@@ -312,6 +313,8 @@ async fn a_turn_is_two_statements_to_postgres() -> Result<()> {
         "{:#?}",
         &statements[before..]
     );
+    // Each by a client that was cleaned first, since somebody had used it.
+    assert_eq!(app.postgres()?.texts()?.len() - cleaned, 20);
     Ok(())
 }
 

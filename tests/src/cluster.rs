@@ -263,11 +263,21 @@ impl Database {
 
     /// The statements that were executed in this database by others than the test, in order.
     pub fn statements(&self) -> Result<Vec<String>> {
+        self.logged("execute ")
+    }
+
+    /// What was sent to it as text, without being prepared, by others than the test: a pool's cleaning
+    /// up.
+    pub fn texts(&self) -> Result<Vec<String>> {
+        self.logged("statement")
+    }
+
+    fn logged(&self, kind: &str) -> Result<Vec<String>> {
         let log = self.cluster.log()?;
         let ours = format!("{}|", self.name);
         let logged = log.lines().filter_map(|line| {
             let (application, event) = line.strip_prefix(&ours)?.split_once('|')?;
-            let statement = event.strip_prefix("LOG:  execute ")?;
+            let statement = event.strip_prefix("LOG:  ")?.strip_prefix(kind)?;
             let (_, sql) = statement.split_once(": ")?;
             (application != APPLICATION).then(|| sql.to_owned())
         });

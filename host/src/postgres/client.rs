@@ -1,13 +1,16 @@
-//! A client of a pool: its statements stay prepared, and it is cleaned when it goes back.
+//! A client of a pool: its statements stay prepared, and what one use has left behind is gone before
+//! the next.
 //!
 //! Spin prepares anew for each call and cleans a client when it is taken out. What a component
-//! sees is the same; here neither is part of what it waits for.
+//! sees is the same; here neither is a round trip that it waits for.
 
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use deadpool_postgres::{Object, RecyclingMethod};
 use futures_util::TryStreamExt as _;
+use futures_util::future::join;
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
@@ -19,22 +22,66 @@ use super::values::Parameter;
 /// Statements that a connection keeps prepared.
 const STATEMENTS: usize = 64;
 
-/// How long a client may take to come clean: a statement that was abandoned comes first.
-const CLEANING: Duration = Duration::from_secs(10);
+/// How long a client may take to end what was abandoned.
+const ENDING: Duration = Duration::from_secs(10);
 
 /// A client until it goes back to its pool.
-pub(super) struct Client(Option<Object>);
+pub(super) struct Client {
+    object: Option<Object>,
+    /// Somebody has used it, and nobody since has cleaned it.
+    is_unclean: AtomicBool,
+    /// Statements whose end has not been seen, or was an error.
+    unfinished: AtomicUsize,
+}
 
 impl Client {
     pub(super) fn new(object: Object) -> Self {
-        Self(Some(object))
+        Self {
+            is_unclean: AtomicBool::new(Object::metrics(&object).recycle_count > 0),
+            unfinished: AtomicUsize::new(0),
+            object: Some(object),
+        }
     }
 
+    /// Sends a statement. Whoever reads its rows to their end calls [`finished`](Self::finished) then.
     pub(super) async fn query(
         &self,
         statement: &str,
         parameters: &[Parameter],
     ) -> Result<RowStream, Error> {
+        self.unfinished.fetch_add(1, Ordering::Relaxed);
+        if !self.is_unclean.swap(false, Ordering::Relaxed) {
+            return self.send(statement, parameters).await;
+        }
+        let clean = RecyclingMethod::Clean.query().unwrap_or_default();
+        // Polled in this order, and sent in it: both leave at once, and the server cleans first.
+        let cleaning = self.object().batch_execute(clean);
+        let (cleaned, rows) = join(cleaning, self.send(statement, parameters)).await;
+        if let Err(error) = cleaned {
+            self.is_unclean.store(true, Ordering::Relaxed);
+            return Err(error);
+        }
+        rows
+    }
+
+    /// How many rows were affected.
+    pub(super) async fn execute(
+        &self,
+        statement: &str,
+        parameters: &[Parameter],
+    ) -> Result<u64, Error> {
+        let mut rows = pin!(self.query(statement, parameters).await?);
+        while rows.try_next().await?.is_some() {}
+        self.finished();
+        Ok(rows.rows_affected().unwrap_or(0))
+    }
+
+    /// A statement has come to its end.
+    pub(super) fn finished(&self) {
+        self.unfinished.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    async fn send(&self, statement: &str, parameters: &[Parameter]) -> Result<RowStream, Error> {
         let prepared = self.prepare(statement).await?;
         let outcome = self
             .object()
@@ -50,17 +97,6 @@ impl Client {
             .await
     }
 
-    /// How many rows were affected.
-    pub(super) async fn execute(
-        &self,
-        statement: &str,
-        parameters: &[Parameter],
-    ) -> Result<u64, Error> {
-        let mut rows = pin!(self.query(statement, parameters).await?);
-        while rows.try_next().await?.is_some() {}
-        Ok(rows.rows_affected().unwrap_or(0))
-    }
-
     async fn prepare(&self, statement: &str) -> Result<Statement, Error> {
         let client = self.object();
         if client.statement_cache.size() > STATEMENTS {
@@ -71,21 +107,25 @@ impl Client {
 
     #[allow(clippy::expect_used, reason = "only `drop` takes it out")]
     fn object(&self) -> &Object {
-        self.0.as_ref().expect("a client that was not dropped")
+        self.object.as_ref().expect("a client that was not dropped")
     }
 }
 
 impl Drop for Client {
     fn drop(&mut self) {
-        let Some(client) = self.0.take() else { return };
+        let Some(client) = self.object.take() else {
+            return;
+        };
+        if *self.unfinished.get_mut() == 0 {
+            // Back into the pool.
+            return;
+        }
         let Ok(runtime) = Handle::try_current() else {
             drop(Object::take(client));
             return;
         };
         runtime.spawn(async move {
-            let cleaning = RecyclingMethod::Clean;
-            let cleaned = client.simple_query(cleaning.query().unwrap_or_default());
-            if !matches!(timeout(CLEANING, cleaned).await, Ok(Ok(_))) {
+            if !matches!(timeout(ENDING, client.batch_execute("")).await, Ok(Ok(()))) {
                 drop(Object::take(client));
             }
         });

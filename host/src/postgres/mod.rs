@@ -10,10 +10,11 @@
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 
 use anyhow::{Context as _, Result};
 use deadpool_postgres::{Manager, ManagerConfig, RecyclingMethod};
-use futures_util::{Stream, StreamExt as _};
+use futures_util::{Stream, StreamExt as _, stream};
 use tokio_postgres::NoTls;
 use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -229,11 +230,14 @@ async fn query(
         Some(Ok(row)) => values::columns(row),
         _ => Vec::new(),
     };
-    let rows = rows.map(move |row| {
-        // The rows hold their client until they end.
-        let _ = &client;
+    let rows = rows.map(|row| {
         values::row(&row.map_err(error::query_failed)?)
             .map_err(|error| wit::Error::QueryFailed(wit::QueryError::Text(format!("{error:#}"))))
     });
-    Ok((columns, rows))
+    // They hold their client until they end.
+    let end = stream::poll_fn(move |_| {
+        client.finished();
+        Poll::Ready(None)
+    });
+    Ok((columns, rows.chain(end)))
 }
