@@ -52,7 +52,7 @@ pub struct Options {
     pub state_dir: Option<PathBuf>,
     /// How long [`Host::stop`] waits for turns to end.
     pub drain: Duration,
-    /// Threads that serve: the caller's runtime, and as many threads more as are wanted besides.
+    /// Threads that serve: the runtime of the caller is the first, each further one has its own.
     pub threads: NonZeroUsize,
     /// How far one instance goes.
     pub instances: InstanceLimits,
