@@ -11,23 +11,34 @@ use uuid::Uuid;
 
 use super::history::{History, each, is_too_large, unexpected_row, whole};
 use super::{Begun, NewTurn, Reply, Store, StoreError, TurnStart, schema};
-use crate::conversation::{ASSISTANT, AppId};
+use crate::conversation::{ASSISTANT, AppId, Message};
 use crate::ollama::body::ChatBody;
 
-/// Inserts the prompt, and says how many of its messages are new, the turn's start, and what was said
-/// before: the messages' JSON with commas in between, as it goes into the request. A conversation of
-/// ten thousand messages is one value so, and not as many rows to be carried into the component.
+/// The start of a turn after all that the conversation had. `max` would say the same, and takes longer
+/// to plan, which in Spin is done for every turn.
+macro_rules! next_start {
+    () => {
+        "greatest(now(), (
+            SELECT coalesce(turn_start, time) + interval '1 microsecond' FROM chatts
+            WHERE appid = $1 AND coalesce(turn_start, time) IS NOT NULL
+            ORDER BY coalesce(turn_start, time) DESC LIMIT 1
+        ))"
+    };
+}
+
+/// Inserts the prompt, `$rows`, and says how many of its messages are new, the turn's start, and what was
+/// said before: the messages' JSON with commas in between, as it goes into the request. A conversation
+/// of ten thousand messages is one value so, and not as many rows to be carried into the component.
 ///
 /// The outer `SELECT` sees the table as it was before the statement: without the prompt.
-const BEGIN: &str = "\
-WITH prompt AS (
+macro_rules! begin {
+    ($rows:expr) => {
+        concat!(
+            "WITH prompt AS (
     INSERT INTO chatts (name, message, id, time, appid, turn_id, turn_start)
-    SELECT p.name, p.message, p.id, now(), $1::text, $2::uuid, greatest(now(), (
-        SELECT max(coalesce(turn_start, time)) + interval '1 microsecond' FROM chatts WHERE appid = $1
-    ))
-    FROM unnest($3::text[], $4::text[], $5::text[]::uuid[])
-        WITH ORDINALITY AS p (name, message, id, position)
-    ORDER BY p.position
+    ",
+            $rows,
+            "
     ON CONFLICT (id) WHERE turn_id IS NOT NULL DO NOTHING
     RETURNING turn_start
 )
@@ -38,7 +49,26 @@ SELECT count(*), (extract(epoch FROM max(turn_start)) * 1000000)::bigint, (
     )
     FROM chatts WHERE appid = $1
 )
-FROM prompt";
+FROM prompt"
+        )
+    };
+}
+
+/// A prompt of one message, as most are: half the planning of [`BEGIN`].
+const BEGIN_ONE: &str = begin!(concat!(
+    "VALUES ($3::text, $4::text, $5::uuid, now(), $1::text, $2::uuid, ",
+    next_start!(),
+    ")"
+));
+
+const BEGIN: &str = begin!(concat!(
+    "SELECT p.name, p.message, p.id, now(), $1::text, $2::uuid, ",
+    next_start!(),
+    "
+    FROM unnest($3::text[], $4::text[], $5::text[]::uuid[])
+        WITH ORDINALITY AS p (name, message, id, position)
+    ORDER BY p.position"
+));
 
 /// The conversation, row by row: where the prompt is there already, since an earlier try was committed
 /// and its answer lost, or where there is none.
@@ -123,21 +153,29 @@ impl Postgres {
         if turn.prompt.is_empty() {
             return Ok(None);
         }
-        let (mut roles, mut contents, mut ids) = (Vec::new(), Vec::new(), Vec::new());
-        for (id, message) in &turn.prompt {
-            roles.push(Some(message.role.as_str().to_owned()));
-            contents.push(Some(message.content.as_str().to_owned()));
-            ids.push(Some(id.to_string()));
-        }
-        let parameters = vec![
+        let mut parameters = vec![
             ParameterValue::Str(turn.app_id.as_str().to_owned()),
             ParameterValue::Uuid(turn.id.to_string()),
-            ParameterValue::ArrayStr(roles),
-            ParameterValue::ArrayStr(contents),
-            ParameterValue::ArrayStr(ids),
         ];
+        let statement = match turn.prompt.as_slice() {
+            [(id, message)] => {
+                parameters.push(ParameterValue::Str(message.role.as_str().to_owned()));
+                parameters.push(ParameterValue::Str(message.content.as_str().to_owned()));
+                parameters.push(ParameterValue::Uuid(id.to_string()));
+                BEGIN_ONE
+            }
+            several => {
+                let each = |column: fn(&(Uuid, Message)) -> String| {
+                    ParameterValue::ArrayStr(several.iter().map(column).map(Some).collect())
+                };
+                parameters.push(each(|(_, message)| message.role.as_str().to_owned()));
+                parameters.push(each(|(_, message)| message.content.as_str().to_owned()));
+                parameters.push(each(|(id, _)| id.to_string()));
+                BEGIN
+            }
+        };
         let mut only = None;
-        let read = self.rows(connection, BEGIN, parameters, |row| {
+        let read = self.rows(connection, statement, parameters, |row| {
             only = Some(row);
             Ok(())
         });
