@@ -52,7 +52,7 @@ pub struct Options {
     pub state_dir: Option<PathBuf>,
     /// How long [`Host::stop`] waits for turns to end.
     pub drain: Duration,
-    /// Threads that serve: the runtime of the caller is the first, each further one has its own.
+    /// Threads that serve. The caller's runtime accepts connections, and is free otherwise.
     pub threads: NonZeroUsize,
     /// How far one instance goes.
     pub instances: InstanceLimits,
@@ -112,7 +112,7 @@ impl Host {
         let unfinished = ending.over.clone().drop_guard();
         let mut services = Vec::new();
         let mut workers = Vec::new();
-        for number in 0..options.threads.get() {
+        for _ in 0..options.threads.get() {
             let own = Arc::new(Services {
                 variables: variables.clone(),
                 outbound: Arc::new(Outbound::new(rules.clone())),
@@ -127,10 +127,8 @@ impl Host {
                 limits: options.instances.clone(),
                 turns: turns.clone(),
             });
-            workers.push(match number {
-                0 => Worker::here(server, ending.clone()),
-                _ => Worker::beside(server, ending.clone()).context("cannot start a thread")?,
-            });
+            let worker = Worker::start(server, ending.clone());
+            workers.push(worker.context("cannot start a thread")?);
         }
         ending.serving.close();
         unfinished.disarm();

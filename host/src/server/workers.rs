@@ -40,19 +40,12 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// One on the thread, and the runtime, of the caller.
-    pub(super) fn here(server: Server, ending: Ending) -> Self {
+    /// Starts one, on a thread of its own: code of the component that never waits holds up nothing but
+    /// this worker.
+    pub(super) fn start(server: Server, ending: Ending) -> io::Result<Self> {
         let (worker, handed) = Self::new();
         let serving = ending.serving.token();
-        tokio::spawn(work(handed, Arc::new(server), ending, serving));
-        worker
-    }
-
-    /// One on a thread of its own.
-    pub(super) fn beside(server: Server, ending: Ending) -> io::Result<Self> {
-        let (worker, handed) = Self::new();
-        let serving = ending.serving.token();
-        let runtime = runtime::new()?;
+        let runtime = runtime::Background::new()?;
         let thread = std::thread::Builder::new().name("llmchat-worker".to_owned());
         thread.spawn(move || {
             runtime.block_on(async {
@@ -61,8 +54,6 @@ impl Worker {
                 // What clients that have left began goes on.
                 over.cancelled().await;
             });
-            // A statement of SQLite's cannot be cut off, and is not waited for.
-            runtime.shutdown_background();
         })?;
         Ok(worker)
     }
