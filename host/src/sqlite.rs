@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, ready};
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ pub(crate) struct Databases {
     granted: BTreeSet<String>,
     dir: PathBuf,
     /// That of `default`, the only file there is.
-    writing: Arc<Mutex<()>>,
+    line: Arc<Line>,
 }
 
 impl Databases {
@@ -43,7 +43,7 @@ impl Databases {
         Self {
             granted,
             dir,
-            writing: Arc::default(),
+            line: Arc::default(),
         }
     }
 
@@ -53,6 +53,46 @@ impl Databases {
             (true, DEFAULT) => Ok(default_path(&self.dir)),
             (true, _) => Err(wit::Error::NoSuchDatabase),
         }
+    }
+}
+
+/// Those that want to write to one file, one after the other.
+///
+/// SQLite lets one connection write at a time and has the others look in again now and then, after up
+/// to a tenth of a second. Within this process the next one starts at once.
+#[derive(Default)]
+struct Line {
+    is_taken: Mutex<bool>,
+    free: Condvar,
+}
+
+impl Line {
+    /// Waits to be the one that writes, for as long as SQLite would; after that its own lock decides.
+    fn turn(&self) -> Option<Turn<'_>> {
+        let is_taken = self.lock();
+        let waited = self
+            .free
+            .wait_timeout_while(is_taken, BUSY_TIMEOUT, |is_taken| *is_taken);
+        let (mut is_taken, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() {
+            return None;
+        }
+        *is_taken = true;
+        Some(Turn(self))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.is_taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The turn of the one that writes.
+struct Turn<'a>(&'a Line);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        *self.0.lock() = false;
+        self.0.free.notify_one();
     }
 }
 
@@ -66,13 +106,11 @@ pub fn default_path(state_dir: &Path) -> PathBuf {
 #[allow(unreachable_pub, reason = "`bindgen!` re-exports it")]
 pub struct Connection {
     connection: Arc<Mutex<rusqlite::Connection>>,
-    /// Held by the statement that writes. SQLite lets one connection write at a time and has the others
-    /// look in again now and then, after up to a tenth of a second; here the next one starts at once.
-    writing: Arc<Mutex<()>>,
+    line: Arc<Line>,
 }
 
 impl Connection {
-    fn open(path: &Path, writing: Arc<Mutex<()>>) -> Result<Self, wit::Error> {
+    fn open(path: &Path, line: Arc<Line>) -> Result<Self, wit::Error> {
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir).map_err(|error| wit::Error::Io(error.to_string()))?;
         }
@@ -87,7 +125,7 @@ impl Connection {
         }));
         Ok(Self {
             connection: Arc::new(Mutex::new(connection)),
-            writing,
+            line,
         })
     }
 
@@ -115,8 +153,10 @@ impl Connection {
         reply.columns = columns.collect();
         let width = reply.columns.len();
         // Within a transaction, which spans calls, SQLite's own lock decides.
-        let _writing = (connection.is_autocommit() && !statement.readonly())
-            .then(|| self.writing.lock().unwrap_or_else(PoisonError::into_inner));
+        let _turn = (connection.is_autocommit() && !statement.readonly()).then(|| self.line.turn());
+        if reply.is_abandoned() {
+            return Ok(());
+        }
         let parameters = rusqlite::params_from_iter(parameters.into_iter().map(to_sql));
         let mut found = statement.query(parameters).map_err(io)?;
         while let Some(row) = found.next().map_err(io)? {
@@ -168,6 +208,11 @@ impl Reply {
         }
         self.send(None)
             .map_err(|_| wit::Error::Io("the rows were dropped unread".to_owned()))
+    }
+
+    /// Whether nobody waits for it any more.
+    fn is_abandoned(&self) -> bool {
+        self.batches.is_closed()
     }
 
     fn end(mut self, outcome: Result<(), wit::Error>) {
@@ -285,8 +330,8 @@ impl<T: Send> wit::HostConnectionWithStore<T> for SpinSqlite {
         let databases = accessor.with(|mut access| access.get().services.sqlite.clone());
         let opened = match databases.path(&database) {
             Ok(path) => {
-                let writing = databases.writing.clone();
-                tokio::task::spawn_blocking(move || Connection::open(&path, writing)).await?
+                let line = databases.line.clone();
+                tokio::task::spawn_blocking(move || Connection::open(&path, line)).await?
             }
             Err(error) => Err(error),
         };
@@ -360,8 +405,8 @@ mod tests {
 
     fn connections() -> (tempfile::TempDir, [Connection; 3]) {
         let dir = tempfile::tempdir().unwrap();
-        let writing = Arc::<Mutex<()>>::default();
-        let open = |_| Connection::open(&dir.path().join("it.db"), writing.clone()).unwrap();
+        let line = Arc::<Line>::default();
+        let open = |_| Connection::open(&dir.path().join("it.db"), line.clone()).unwrap();
         let connections = [(); 3].map(open);
         (dir, connections)
     }
@@ -390,6 +435,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_statement_that_nobody_waits_for_any_more_does_not_write() {
+        let (_dir, [one, two, _]) = connections();
+        run(&one, "CREATE TABLE it (n)").await.unwrap();
+        let turn = one.line.turn();
+        let waiting = tokio::spawn({
+            let two = two.clone();
+            async move { run(&two, "INSERT INTO it VALUES (1)").await }
+        });
+        // It waits in line with its connection locked.
+        while two.connection.try_lock().is_ok() {
+            tokio::task::yield_now().await;
+        }
+        waiting.abort();
+        assert!(waiting.await.unwrap_err().is_cancelled());
+        drop(turn);
+        // It is over when the connection is free again.
+        assert_eq!(count(&two).await, 0);
+    }
+
+    #[tokio::test]
     async fn a_transaction_goes_on_while_another_connection_waits_for_it() {
         let (_dir, [one, two, _]) = connections();
         run(&one, "CREATE TABLE it (n)").await.unwrap();
@@ -399,7 +464,7 @@ mod tests {
             tokio::spawn(async move { run(&two, "INSERT INTO it VALUES (2)").await })
         };
         // It has begun to write, and cannot.
-        while two.writing.try_lock().is_ok() {
+        while !*two.line.lock() {
             tokio::task::yield_now().await;
         }
         run(&one, "INSERT INTO it VALUES (1)").await.unwrap();
