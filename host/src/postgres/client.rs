@@ -28,7 +28,7 @@ const ENDING: Duration = Duration::from_secs(10);
 /// A client until it goes back to its pool.
 pub(super) struct Client {
     object: Option<Object>,
-    /// Somebody has used it, and nobody since has cleaned it.
+    /// Somebody has used it, and it was not cleaned since, or could not be.
     is_unclean: AtomicBool,
     /// Statements whose end has not been seen, or was an error.
     unfinished: AtomicUsize,
@@ -53,9 +53,8 @@ impl Client {
         if !self.is_unclean.swap(false, Ordering::Relaxed) {
             return self.send(statement, parameters).await;
         }
-        let clean = RecyclingMethod::Clean.query().unwrap_or_default();
         // Polled in this order, and sent in it: both leave at once, and the server cleans first.
-        let cleaning = self.object().batch_execute(clean);
+        let cleaning = self.object().batch_execute(cleaning_query());
         let (cleaned, rows) = join(cleaning, self.send(statement, parameters)).await;
         if let Err(error) = cleaned {
             self.is_unclean.store(true, Ordering::Relaxed);
@@ -120,16 +119,24 @@ impl Drop for Client {
             // Back into the pool.
             return;
         }
-        let Ok(runtime) = Handle::try_current() else {
+        let is_hopeless = *self.is_unclean.get_mut();
+        let (Ok(runtime), false) = (Handle::try_current(), is_hopeless) else {
             drop(Object::take(client));
             return;
         };
         runtime.spawn(async move {
-            if !matches!(timeout(ENDING, client.batch_execute("")).await, Ok(Ok(()))) {
+            // Refused in a transaction that has failed: such a client is not used again.
+            let ended = timeout(ENDING, client.batch_execute(cleaning_query())).await;
+            if !matches!(ended, Ok(Ok(()))) {
                 drop(Object::take(client));
             }
         });
     }
+}
+
+fn cleaning_query() -> &'static str {
+    static METHOD: RecyclingMethod = RecyclingMethod::Clean;
+    METHOD.query().unwrap_or_default()
 }
 
 fn references(parameters: &[Parameter]) -> impl ExactSizeIterator<Item = &(dyn ToSql + Sync)> {

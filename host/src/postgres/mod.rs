@@ -33,7 +33,7 @@ mod values;
 use client::Client;
 use pool::Clients;
 
-/// Clients an address in the whole host, as in Spin.
+/// Clients an address in the whole host, as in Spin; more only where there are many threads.
 const CLIENTS: usize = 64;
 
 /// The pools of one thread.
@@ -50,7 +50,7 @@ impl Pools {
         Self {
             by_address: Mutex::default(),
             rules,
-            limit: CLIENTS.div_ceil(threads.get()),
+            limit: (CLIENTS / threads).max(pool::FEW),
         }
     }
 
@@ -78,7 +78,7 @@ impl Pools {
                 wit::Error::ConnectionFailed(error.to_string())
             })?;
         self.check_allowed(&config)?;
-        // They come back clean.
+        // It is checked here that one is still connected; the next statement cleans it.
         let recycling = ManagerConfig {
             recycling_method: RecyclingMethod::Fast,
         };

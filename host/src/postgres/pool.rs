@@ -8,7 +8,7 @@ use deadpool_postgres::{BuildError, Manager, Object, Pool, PoolError, QueueMode}
 use tokio::time::{Instant, timeout};
 
 /// Clients from the start.
-const FEW: usize = 4;
+pub(super) const FEW: usize = 4;
 
 /// How often one is added to them. It costs the server a process and some 10 ms of computing, as much
 /// as thirty turns: in a burst, making as many as could be used would hold all of them up (measured:
