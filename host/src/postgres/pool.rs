@@ -7,7 +7,7 @@ use std::time::Duration;
 use deadpool_postgres::{BuildError, Manager, Object, Pool, PoolError, QueueMode};
 use tokio::time::{Instant, timeout};
 
-/// Clients from the start.
+/// Clients that are made as soon as they are missed.
 pub(super) const FEW: usize = 4;
 
 /// How often one is added to them. It costs the server a process and some 10 ms of computing, as much
@@ -23,9 +23,10 @@ pub(super) struct Clients {
 }
 
 impl Clients {
+    /// A pool that never has more than `most`, [`FEW`] or more.
     pub(super) fn new(manager: Manager, most: usize) -> Result<Self, BuildError> {
         let pool = Pool::builder(manager)
-            .max_size(FEW.min(most))
+            .max_size(FEW)
             // The one that was used last: the server has everything at hand for it.
             .queue_mode(QueueMode::Lifo)
             .build()?;

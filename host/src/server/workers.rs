@@ -7,6 +7,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -43,7 +44,7 @@ impl Worker {
     /// Starts one, on a thread of its own: code of the component that never waits holds up nothing but
     /// this worker.
     pub(super) fn start(server: Server, ending: Ending) -> io::Result<Self> {
-        let (worker, handed) = Self::new();
+        let (connections, handed) = mpsc::unbounded_channel();
         let serving = ending.serving.token();
         let runtime = runtime::Background::new()?;
         let thread = std::thread::Builder::new().name("llmchat-worker".to_owned());
@@ -55,13 +56,10 @@ impl Worker {
                 over.cancelled().await;
             });
         })?;
-        Ok(worker)
-    }
-
-    fn new() -> (Self, mpsc::UnboundedReceiver<Handed>) {
-        let (connections, handed) = mpsc::unbounded_channel();
-        let load = Arc::default();
-        (Self { connections, load }, handed)
+        Ok(Self {
+            connections,
+            load: Arc::default(),
+        })
     }
 
     fn load(&self) -> usize {
@@ -97,7 +95,7 @@ pub(super) async fn accept(
         if let Err(error) = handed {
             // Out of file descriptors, most likely: some will be free in a moment.
             failed(error);
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 }
