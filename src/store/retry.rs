@@ -16,6 +16,10 @@ use crate::ollama::body::ChatBody;
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
+/// How often a call brings the schema up to date: where many do at once, the next try may find a
+/// connection of SQLite's that still knows the schema from before.
+const MIGRATIONS: u32 = 4;
+
 /// [`Store::begin_turn`], bounded by `limit`.
 pub async fn begin_turn(
     store: &impl Store,
@@ -67,13 +71,14 @@ async fn within<T>(
     let deadline = ticker.now().saturating_add(limit);
     let mut pause = FIRST_PAUSE;
     let mut migrate = false;
-    let mut migrated = false;
+    let mut migrations = 0;
     let mut last = None;
     loop {
         let attempt = async {
             if migrate {
                 store.migrate().await?;
-                (migrate, migrated) = (false, true);
+                migrate = false;
+                migrations += 1;
             }
             call().await
         };
@@ -89,7 +94,7 @@ async fn within<T>(
             }
         };
         match error {
-            StoreError::Schema { .. } if !migrate && !migrated => migrate = true,
+            StoreError::Schema { .. } if !migrate && migrations < MIGRATIONS => migrate = true,
             StoreError::Unavailable { .. } if ticker.now() < deadline => {
                 last = Some(error);
                 ticker.sleep(pause).await;
