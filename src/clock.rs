@@ -1,4 +1,4 @@
-//! Time: bounds on waits, and a ticking clock that costs nothing per token.
+//! Time: deadlines for waits, on a coarse clock that costs nothing per token.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -8,18 +8,24 @@ use std::time::Duration;
 use spin_sdk::wasip3::clocks::monotonic_clock;
 use spin_sdk::wit_bindgen::yield_async;
 
-/// A duration as the component model counts it.
-pub fn nanoseconds(duration: Duration) -> u64 {
+/// A duration in nanoseconds, as the component model counts it.
+// Inlined in each place that computes a deadline, it makes the component larger (measured).
+#[inline(never)]
+pub(crate) fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Waits for `duration`.
-pub async fn sleep(duration: Duration) {
-    monotonic_clock::wait_for(nanoseconds(duration)).await;
+pub(crate) async fn sleep(duration: Duration) {
+    let time = Monotonic.now().saturating_add(nanoseconds(duration));
+    Monotonic.wait_until(time).await;
 }
 
-/// The outcome of `work`; `aside` goes on beside it for as long.
-pub async fn alongside<T>(work: impl Future<Output = T>, aside: impl Future<Output = ()>) -> T {
+/// Runs `work` to its end, and `aside` beside it for as long.
+pub(crate) async fn alongside<T>(
+    work: impl Future<Output = T>,
+    aside: impl Future<Output = ()>,
+) -> T {
     let mut work = pin!(work);
     let mut aside = pin!(aside);
     let mut aside_ended = false;
@@ -32,118 +38,321 @@ pub async fn alongside<T>(work: impl Future<Output = T>, aside: impl Future<Outp
     .await
 }
 
-/// Where work is always ready (Ollama and the client are both fast), nobody else gets a turn, and
-/// no timer is heard, unless the task steps back now and then. Sixteen waits move up to 128 KiB.
-const WAITS_BETWEEN_YIELDS: u32 = 16;
-
-/// A coarse clock that runs while a task waits.
-///
-/// A timer for each wait would be two calls of the host for each token, and one whose wait ends in
-/// time has to be cancelled, for which the host goes once around its event loop. This one timer
-/// serves all waits of a turn: it divides them into ticks, and they are bounded to the accuracy of
-/// one.
-pub struct Ticker {
-    tick: Duration,
-    ticks: u32,
-    waits: u32,
-    /// From the first wait that is one.
-    timer: Option<Timer>,
+/// What a [`Ticker`] needs of a clock: WASI's in the component, a scripted one in unit tests.
+pub(crate) trait Clock {
+    /// Nanoseconds since some fixed moment.
+    fn now(&self) -> u64;
+    /// Waits until [`now`](Self::now) is `time` or later.
+    fn wait_until(&self, time: u64) -> Timer;
+    /// Lets other tasks run.
+    fn yield_now(&self) -> impl Future<Output = ()>;
 }
 
 type Timer = Pin<Box<dyn Future<Output = ()>>>;
 
+/// WASI's monotonic clock.
+#[derive(Debug)]
+pub(crate) struct Monotonic;
+
+impl Clock for Monotonic {
+    fn now(&self) -> u64 {
+        monotonic_clock::now()
+    }
+
+    fn wait_until(&self, time: u64) -> Timer {
+        Box::pin(monotonic_clock::wait_until(time))
+    }
+
+    async fn yield_now(&self) {
+        yield_async().await;
+    }
+}
+
+/// Waits between two yields. While Ollama and the client are both fast, every wait ends at once: without
+/// a yield now and then no other task would run and no timer fire. Sixteen waits move up to 128 KiB.
+const WAITS_PER_YIELD: u32 = 16;
+
+/// A moment by a [`Ticker`], in nanoseconds since its start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Deadline(u64);
+
+/// A coarse clock that advances while a task waits.
+///
+/// A timer for each wait would be two host calls for each token, and cancelling one that did not fire is
+/// a round through the host's event loop. So one timer serves all waits of a turn: it divides time into
+/// ticks, and a wait ends up to two ticks after its deadline, never before it. Ticks are counted from the
+/// start, so that the lateness of one is not added to the next.
+pub(crate) struct Ticker<C = Monotonic> {
+    clock: C,
+    /// By `clock`.
+    start: u64,
+    /// Nanoseconds.
+    tick: u64,
+    /// Nanoseconds from the start to the latest tick.
+    now: u64,
+    waits: u32,
+    /// Fires at the next tick; there is none before the first wait.
+    timer: Option<Timer>,
+}
+
 impl Ticker {
     /// A clock that advances by `tick`.
-    pub fn new(tick: Duration) -> Self {
+    pub(crate) fn new(tick: Duration) -> Self {
+        Self::on(Monotonic, tick)
+    }
+}
+
+impl<C: Clock> Ticker<C> {
+    fn on(clock: C, tick: Duration) -> Self {
         Self {
-            tick,
-            ticks: 0,
+            start: clock.now(),
+            clock,
+            tick: nanoseconds(tick).max(1),
+            now: 0,
             waits: 0,
             timer: None,
         }
     }
 
-    /// Time since the start, to the tick.
-    #[inline(never)]
-    pub fn now(&self) -> Duration {
-        self.tick.saturating_mul(self.ticks)
+    /// The moment `limit` from now.
+    pub(crate) fn deadline(&self, limit: Duration) -> Deadline {
+        // It is up to one tick later than the clock says.
+        let now = self.now.saturating_add(self.tick);
+        Deadline(now.saturating_add(nanoseconds(limit)))
     }
 
-    /// Whether more than `limit` has certainly passed since `then`.
-    pub fn is_past(&self, then: Duration, limit: Duration) -> bool {
-        self.now().saturating_sub(then) > limit
+    /// A moment `interval` from now, give or take a tick: for what need not be exact, but not late.
+    pub(crate) fn about(&self, interval: Duration) -> Deadline {
+        Deadline(self.now.saturating_add(nanoseconds(interval)))
     }
 
-    /// The outcome of `work`, or `None` if it has not ended when more than `deadline` has certainly
-    /// passed since the start; it is dropped then.
-    pub async fn timeout_at<T>(
+    /// The moment `limit` after the start of this clock.
+    pub(crate) fn deadline_from_start(&self, limit: Duration) -> Deadline {
+        Deadline(self.tick.saturating_add(nanoseconds(limit)))
+    }
+
+    /// Whether `deadline` has passed.
+    pub(crate) fn is_past(&self, deadline: Deadline) -> bool {
+        self.now >= deadline.0
+    }
+
+    /// The output of `work`, or `None` if it has not ended by `deadline`; it is dropped then.
+    pub(crate) async fn timeout_at<T>(
         &mut self,
-        deadline: Duration,
+        deadline: Deadline,
         work: impl Future<Output = T>,
     ) -> Option<T> {
         let mut work = pin!(work);
-        poll_fn(|cx| {
-            let has_advanced = self.advance(cx);
-            match work.as_mut().poll(cx) {
-                Poll::Ready(value) => Poll::Ready(Some(value)),
-                Poll::Pending if has_advanced || self.start(cx) => match self.now() > deadline {
-                    true => Poll::Ready(None),
-                    false => Poll::Pending,
-                },
-                Poll::Pending => Poll::Pending,
-            }
+        poll_fn(|cx| match self.poll(cx, work.as_mut()) {
+            Poll::Ready(None) if !self.is_past(deadline) => Poll::Pending,
+            output => output,
         })
         .await
     }
 
-    /// Waits for `duration`; the clock goes on meanwhile.
-    pub async fn sleep(&mut self, duration: Duration) {
-        let sleeping: Timer = Box::pin(sleep(duration));
-        self.timeout_at(Duration::MAX, sleeping).await;
+    /// Waits for `duration`, while the clock goes on.
+    pub(crate) async fn sleep(&mut self, duration: Duration) {
+        let time = self.clock.now().saturating_add(nanoseconds(duration));
+        let timer = self.clock.wait_until(time);
+        self.timeout_at(Deadline(u64::MAX), timer).await;
     }
 
-    /// Polls `work`; `None` when the clock has advanced and `work` is not done.
-    pub async fn or_tick<F: Future>(&mut self, mut work: Pin<&mut F>) -> Option<F::Output> {
+    /// The output of `work`, or `None` if the clock advanced first; `work` can be polled again then.
+    pub(crate) async fn or_tick<F: Future>(&mut self, mut work: Pin<&mut F>) -> Option<F::Output> {
         self.waits = self.waits.wrapping_add(1);
-        if self.waits.is_multiple_of(WAITS_BETWEEN_YIELDS) {
-            yield_async().await;
+        if self.waits.is_multiple_of(WAITS_PER_YIELD) {
+            self.clock.yield_now().await;
         }
-        poll_fn(|cx| {
-            let has_advanced = self.advance(cx);
-            match work.as_mut().poll(cx) {
-                Poll::Ready(value) => Poll::Ready(Some(value)),
-                // Started only now: the work is under way meanwhile.
-                Poll::Pending if has_advanced || self.start(cx) => Poll::Ready(None),
-                Poll::Pending => Poll::Pending,
-            }
-        })
-        .await
+        poll_fn(|cx| self.poll(cx, work.as_mut())).await
     }
 
-    /// Starts the timer if there is none; whether it has run out at once.
-    #[inline(never)]
+    /// Polls `work`; ready with `None` if the clock has advanced and `work` is pending.
+    fn poll<F: Future>(
+        &mut self,
+        cx: &mut Context<'_>,
+        work: Pin<&mut F>,
+    ) -> Poll<Option<F::Output>> {
+        let has_advanced = self.advance(cx);
+        match work.poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            // Started only now, with the work under way.
+            Poll::Pending if has_advanced || self.start(cx) => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// Starts the timer if there is none; whether the clock has advanced.
     fn start(&mut self, cx: &mut Context<'_>) -> bool {
         if self.timer.is_some() {
             return false;
         }
-        self.timer = Some(self.timer());
+        self.timer = Some(self.next_tick());
         self.advance(cx)
     }
 
-    /// Counts the ticks that are over; whether there are any.
-    #[inline(never)]
+    /// Moves the clock to the latest tick; whether that is a new one.
     fn advance(&mut self, cx: &mut Context<'_>) -> bool {
-        let before = self.ticks;
+        let before = self.now;
         while let Some(timer) = &mut self.timer
             && timer.as_mut().poll(cx).is_ready()
         {
-            self.timer = Some(self.timer());
-            self.ticks = self.ticks.saturating_add(1);
+            let elapsed = self.clock.now().saturating_sub(self.start);
+            self.now = elapsed - elapsed % self.tick;
+            self.timer = Some(self.next_tick());
         }
-        self.ticks != before
+        self.now != before
     }
 
-    fn timer(&self) -> Timer {
-        Box::pin(sleep(self.tick))
+    fn next_tick(&self) -> Timer {
+        let next = self.now.saturating_add(self.tick);
+        self.clock.wait_until(self.start.saturating_add(next))
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::cell::Cell;
+    use std::future::pending;
+    use std::rc::Rc;
+    use std::task::Waker;
+
+    use super::*;
+
+    const TICK: Duration = Duration::from_millis(10);
+
+    /// A clock that shows what it is set to.
+    #[derive(Debug, Clone, Default)]
+    pub(crate) struct Manual(Rc<State>);
+
+    #[derive(Debug, Default)]
+    struct State {
+        now: Cell<Duration>,
+        yields: Cell<u32>,
+    }
+
+    impl Manual {
+        pub(crate) fn ticker(&self) -> Ticker<Self> {
+            Ticker::on(self.clone(), TICK)
+        }
+
+        pub(crate) fn advance(&self, duration: Duration) {
+            self.0.now.set(self.elapsed() + duration);
+        }
+
+        pub(crate) fn elapsed(&self) -> Duration {
+            self.0.now.get()
+        }
+
+        /// Runs `work` to its end, moving the clock by `step` whenever it waits.
+        pub(crate) fn run<T>(&self, step: Duration, work: impl Future<Output = T>) -> T {
+            let mut work = pin!(work);
+            loop {
+                match work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                    Poll::Ready(output) => return output,
+                    Poll::Pending => self.advance(step),
+                }
+            }
+        }
+    }
+
+    impl Clock for Manual {
+        fn now(&self) -> u64 {
+            nanoseconds(self.elapsed())
+        }
+
+        fn wait_until(&self, time: u64) -> Timer {
+            let clock = self.clone();
+            Box::pin(poll_fn(move |_| match clock.now() >= time {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            }))
+        }
+
+        async fn yield_now(&self) {
+            self.0.yields.set(self.0.yields.get() + 1);
+        }
+    }
+
+    #[test]
+    fn lateness_does_not_add_up() {
+        let clock = Manual::default();
+        let mut ticker = clock.ticker();
+        // Every tick is noticed 4 ms late.
+        let late = TICK + Duration::from_millis(4);
+        for _ in 0..10_000 {
+            clock.run(late, ticker.or_tick(pin!(pending::<()>())));
+        }
+        let elapsed = clock.elapsed();
+        assert!(elapsed >= Duration::from_secs(100));
+        let now = Duration::from_nanos(ticker.now);
+        assert!(elapsed - now < TICK, "{elapsed:?} {now:?}");
+    }
+
+    #[test]
+    fn a_wait_ends_after_its_deadline_and_within_two_ticks_of_it() {
+        for begun_at in [0, 3, 9] {
+            for limit in [1, 9, 10, 25, 40] {
+                let clock = Manual::default();
+                let mut ticker = clock.ticker();
+                let begun_at = Duration::from_millis(begun_at);
+                clock.run(begun_at.max(TICK), ticker.or_tick(pin!(pending::<()>())));
+                clock.advance(begun_at);
+
+                let limit = Duration::from_millis(limit);
+                let begun = clock.elapsed();
+                let deadline = ticker.deadline(limit);
+                let step = Duration::from_millis(1);
+                let output = clock.run(step, ticker.timeout_at(deadline, pending::<()>()));
+                assert_eq!(output, None);
+                let took = clock.elapsed() - begun;
+                assert!(
+                    took >= limit && took <= limit + 2 * TICK,
+                    "{limit:?}: {took:?}"
+                );
+                assert!(ticker.is_past(deadline));
+            }
+        }
+    }
+
+    #[test]
+    fn work_that_is_ready_needs_no_timer() {
+        let clock = Manual::default();
+        let mut ticker = clock.ticker();
+        let deadline = ticker.deadline(Duration::ZERO);
+        let work = ticker.timeout_at(deadline, async { 7 });
+        assert_eq!(clock.run(Duration::ZERO, work), Some(7));
+        assert!(ticker.timer.is_none());
+    }
+
+    #[test]
+    fn work_goes_on_after_a_tick() {
+        let clock = Manual::default();
+        let mut ticker = clock.ticker();
+        let mut work = pin!(clock.wait_until(nanoseconds(3 * TICK)));
+        let mut ticks = 0;
+        while clock.run(TICK, ticker.or_tick(work.as_mut())).is_none() {
+            ticks += 1;
+        }
+        assert_eq!(ticks, 2);
+    }
+
+    #[test]
+    fn a_sleep_lasts_as_long_as_it_should_and_the_clock_goes_on() {
+        let clock = Manual::default();
+        let mut ticker = clock.ticker();
+        let deadline = ticker.deadline(3 * TICK);
+        clock.run(Duration::from_millis(1), ticker.sleep(5 * TICK));
+        assert_eq!(clock.elapsed(), 5 * TICK);
+        assert!(ticker.is_past(deadline));
+    }
+
+    #[test]
+    fn waits_that_end_at_once_let_others_run_now_and_then() {
+        let clock = Manual::default();
+        let mut ticker = clock.ticker();
+        for _ in 0..WAITS_PER_YIELD * 3 {
+            clock.run(Duration::ZERO, ticker.or_tick(pin!(async {})));
+        }
+        assert_eq!(clock.0.yields.get(), 3);
     }
 }

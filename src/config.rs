@@ -1,66 +1,64 @@
 //! The operator's settings: Spin variables, read in one place.
 //!
-//! Each has its default in `spin.toml`; the names here are the names there.
+//! A variable is declared in `spin.toml`, with its default, and read here under the same name. Tests hold
+//! the two and the README's table together.
 
 use std::cell::OnceCell;
-use std::fmt;
 use std::rc::Rc;
+use std::str::FromStr;
 use std::time::Duration;
 
 use spin_sdk::variables;
+use strum::{EnumString, VariantNames};
+use thiserror::Error;
 
-use crate::error::Rejection;
-use crate::transcode::Whitespace;
+use crate::reply::Whitespace;
+use crate::request::Limits;
 
-/// What a turn is run by. Never shown: it holds a password.
-pub struct Config {
+/// What a turn is run by. Has no `Debug`, since it holds a password.
+pub(crate) struct Config {
     /// PostgreSQL's URL, with its password; `None` is the host's SQLite.
-    pub database_url: Option<String>,
-    /// Where Ollama listens.
-    pub ollama_url: OllamaUrl,
-    /// What is stored of a completion's white space.
-    pub completion_whitespace: Whitespace,
-    /// What becomes of a turn whose client has left.
-    pub on_disconnect: OnDisconnect,
-    /// How long a turn holds its conversation between two renewals; `None` where prompts may
-    /// overlap.
-    pub lease: Option<Duration>,
+    pub(crate) database_url: Option<String>,
+    pub(crate) ollama_url: OllamaUrl,
+    /// How white space in a completion is stored.
+    pub(crate) completion_whitespace: Whitespace,
+    /// What happens to a turn whose client has left.
+    pub(crate) on_disconnect: OnDisconnect,
+    /// How long a turn holds its conversation between two renewals; `None` where turns may overlap.
+    pub(crate) lease: Option<Duration>,
     /// Turns that one instance runs at the same time.
-    pub max_concurrent_turns: usize,
-    /// Messages in one request.
-    pub max_messages: usize,
-    /// Bytes of the largest request body.
-    pub max_body_bytes: usize,
+    pub(crate) max_concurrent_turns: usize,
+    /// What a request may hold.
+    pub(crate) limits: Limits,
     /// Bytes of the longest line from Ollama.
-    pub max_line_bytes: usize,
+    pub(crate) max_line_bytes: usize,
     /// Bytes of the longest completion.
-    pub max_completion_bytes: usize,
-    /// The bounds on waits.
-    pub timeouts: Timeouts,
+    pub(crate) max_completion_bytes: usize,
+    pub(crate) timeouts: Timeouts,
 }
 
 /// The bounds on waits.
 #[derive(Debug, Clone, Copy)]
-pub struct Timeouts {
+pub(crate) struct Timeouts {
     /// Silence towards the client before a comment line breaks it.
-    pub comment_interval: Duration,
-    /// A client that takes no byte, or sends none of its body, for so long is taken for gone.
-    pub client_stall: Duration,
+    pub(crate) comment_interval: Duration,
+    /// A client that takes no byte, or sends none of its body, for so long has left.
+    pub(crate) client_stall: Duration,
     /// Connecting to Ollama.
-    pub ollama_connect: Duration,
+    pub(crate) ollama_connect: Duration,
     /// From the request to Ollama's first byte: a model may have to be loaded.
-    pub ollama_first_byte: Duration,
+    pub(crate) ollama_first_byte: Duration,
     /// Between two bytes from Ollama.
-    pub ollama_idle: Duration,
-    /// One call of the database, tries made again included.
-    pub database: Duration,
+    pub(crate) ollama_idle: Duration,
+    /// One call of the database, all its tries included.
+    pub(crate) database: Duration,
     /// The whole turn, up to the storing of its reply.
-    pub turn: Duration,
+    pub(crate) turn: Duration,
 }
 
 impl Timeouts {
-    /// The step of a turn's clock: fine enough for the shortest of its bounds.
-    pub fn tick(&self) -> Duration {
+    /// The tick of a turn's clock: short enough for the shortest of its bounds.
+    pub(crate) fn tick(&self) -> Duration {
         let shortest = [
             self.comment_interval,
             self.client_stall,
@@ -76,120 +74,131 @@ impl Timeouts {
     }
 }
 
-/// What becomes of a turn whose client has left.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnDisconnect {
+/// What happens to a turn whose client has left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, EnumString, VariantNames)]
+#[strum(serialize_all = "snake_case")]
+pub(crate) enum OnDisconnect {
     /// It goes on, and its reply is stored.
     Finish,
-    /// Ollama is told to stop by closing the connection; what has come is stored.
+    /// Ollama is made to stop by closing the connection; what has arrived is stored.
     Cancel,
+}
+
+/// What happens to a prompt for a conversation in which a turn is running.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, EnumString, VariantNames)]
+#[strum(serialize_all = "snake_case")]
+enum OnBusy {
+    /// Both turns run.
+    Interleave,
+    /// The prompt is refused.
+    Reject,
 }
 
 /// Scheme and authority of Ollama's address.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OllamaUrl {
+pub(crate) struct OllamaUrl {
     /// `https` instead of `http`.
-    pub is_https: bool,
+    pub(crate) is_https: bool,
     /// Host and port.
-    pub authority: String,
+    pub(crate) authority: String,
 }
 
 /// A variable with a value that cannot be used. Does not repeat the value, which may be secret.
-#[derive(Debug, PartialEq, Eq)]
-pub struct InvalidVariable {
+#[derive(Debug, PartialEq, Eq, Error)]
+#[error("the variable `{name}` {must_be}")]
+pub(crate) struct InvalidVariable {
     name: &'static str,
     must_be: String,
-    /// The host's words, for the log.
-    detail: String,
+    /// The host's message, for the log.
+    host: String,
 }
 
-impl fmt::Display for InvalidVariable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the variable `{}` {}", self.name, self.must_be)
+impl InvalidVariable {
+    /// For the log: how to set the variable, and the host's message.
+    pub(crate) fn detail(&self) -> String {
+        let name = self.name.to_ascii_uppercase();
+        format!("Set it with SPIN_VARIABLE_{name}. {}", self.host)
     }
 }
 
-impl From<InvalidVariable> for Rejection {
-    fn from(invalid: InvalidVariable) -> Self {
-        Self {
-            status: 500,
-            error: format!("The server's configuration is wrong: {invalid}."),
-            detail: format!(
-                "Set it with SPIN_VARIABLE_{}. {}",
-                invalid.name.to_uppercase(),
-                invalid.detail
-            ),
-        }
-    }
-}
-
-/// The settings, read when an instance serves its first request: a variable may be a round trip
-/// to a vault. An instance is short-lived (128 requests at most on Spin), so a change is soon seen.
-pub async fn load() -> Result<Rc<Config>, InvalidVariable> {
+/// The settings, read when an instance serves its first request: a variable may be a round trip to a vault.
+/// An instance is short-lived (128 requests at most on Spin), so that a change is soon seen.
+pub(crate) async fn load() -> Result<Rc<Config>, InvalidVariable> {
     thread_local! {
         static CONFIG: OnceCell<Rc<Config>> = const { OnceCell::new() };
     }
     if let Some(config) = CONFIG.with(|config| config.get().cloned()) {
         return Ok(config);
     }
-    let config = Rc::new(read().await?);
+    let get = async |name| {
+        let value = variables::get(name).await;
+        value.map_err(|error| error.to_string())
+    };
+    let config = Rc::new(read(Source { get }).await?);
     Ok(CONFIG.with(|cell| cell.get_or_init(|| config).clone()))
 }
 
-async fn read() -> Result<Config, InvalidVariable> {
-    let is_exclusive = variable("on_busy", |value| match value {
-        "interleave" => Ok(false),
-        "reject" => Ok(true),
-        _ => Err("must be `interleave` or `reject`".into()),
-    })
-    .await?;
-    let lease = variable("busy_lease", duration).await?;
+async fn read<G>(source: Source<G>) -> Result<Config, InvalidVariable>
+where
+    G: AsyncFn(&'static str) -> Result<String, String>,
+{
+    let on_busy = source.get("on_busy", choice::<OnBusy>).await?;
+    let lease = source.get("busy_lease", duration).await?;
     Ok(Config {
-        lease: is_exclusive.then_some(lease),
-        max_concurrent_turns: variable("max_concurrent_turns", count).await?,
-        max_messages: variable("max_messages", count).await?,
-        database_url: variable("database_url", database_url).await?,
-        ollama_url: variable("ollama_url", ollama_url).await?,
-        completion_whitespace: variable("completion_whitespace", |value| match value {
-            "collapse" => Ok(Whitespace::Collapse),
-            "preserve" => Ok(Whitespace::Preserve),
-            _ => Err("must be `collapse` or `preserve`".into()),
-        })
-        .await?,
-        on_disconnect: variable("on_disconnect", |value| match value {
-            "finish" => Ok(OnDisconnect::Finish),
-            "cancel" => Ok(OnDisconnect::Cancel),
-            _ => Err("must be `finish` or `cancel`".into()),
-        })
-        .await?,
-        max_body_bytes: variable("max_body_bytes", count).await?,
-        max_line_bytes: variable("max_line_bytes", count).await?,
-        max_completion_bytes: variable("max_completion_bytes", count).await?,
+        database_url: source.get("database_url", database_url).await?,
+        ollama_url: source.get("ollama_url", ollama_url).await?,
+        completion_whitespace: source.get("completion_whitespace", choice).await?,
+        on_disconnect: source.get("on_disconnect", choice).await?,
+        lease: (on_busy == OnBusy::Reject).then_some(lease),
+        max_concurrent_turns: source.get("max_concurrent_turns", count).await?,
+        limits: Limits {
+            body_bytes: source.get("max_body_bytes", count).await?,
+            messages: source.get("max_messages", count).await?,
+        },
+        max_line_bytes: source.get("max_line_bytes", count).await?,
+        max_completion_bytes: source.get("max_completion_bytes", count).await?,
         timeouts: Timeouts {
-            comment_interval: variable("comment_interval", duration).await?,
-            client_stall: variable("client_stall_timeout", duration).await?,
-            ollama_connect: variable("ollama_connect_timeout", duration).await?,
-            ollama_first_byte: variable("ollama_first_byte_timeout", duration).await?,
-            ollama_idle: variable("ollama_idle_timeout", duration).await?,
-            database: variable("database_timeout", duration).await?,
-            turn: variable("turn_timeout", duration).await?,
+            comment_interval: source.get("comment_interval", duration).await?,
+            client_stall: source.get("client_stall_timeout", duration).await?,
+            ollama_connect: source.get("ollama_connect_timeout", duration).await?,
+            ollama_first_byte: source.get("ollama_first_byte_timeout", duration).await?,
+            ollama_idle: source.get("ollama_idle_timeout", duration).await?,
+            database: source.get("database_timeout", duration).await?,
+            turn: source.get("turn_timeout", duration).await?,
         },
     })
 }
 
-async fn variable<T>(
-    name: &'static str,
-    parse: impl FnOnce(&str) -> Result<T, String>,
-) -> Result<T, InvalidVariable> {
-    let invalid = |must_be: String, detail: String| InvalidVariable {
-        name,
-        must_be,
-        detail,
-    };
-    match variables::get(name).await {
-        Ok(value) => parse(value.trim()).map_err(|must_be| invalid(must_be, String::new())),
-        Err(error) => Err(invalid("cannot be read".into(), error.to_string())),
+/// Where values come from: Spin in the component, `spin.toml`'s defaults in unit tests.
+struct Source<G> {
+    get: G,
+}
+
+impl<G: AsyncFn(&'static str) -> Result<String, String>> Source<G> {
+    async fn get<T>(
+        &self,
+        name: &'static str,
+        parse: fn(&str) -> Result<T, String>,
+    ) -> Result<T, InvalidVariable> {
+        let (must_be, host) = match (self.get)(name).await {
+            Ok(value) => match parse(value.trim()) {
+                Ok(value) => return Ok(value),
+                Err(must_be) => (must_be, String::new()),
+            },
+            Err(error) => ("cannot be read".to_owned(), error),
+        };
+        Err(InvalidVariable {
+            name,
+            must_be,
+            host,
+        })
     }
+}
+
+fn choice<T: FromStr + VariantNames>(value: &str) -> Result<T, String> {
+    let names = T::VARIANTS;
+    let must_be = |_| format!("must be `{}`", names.join("` or `"));
+    value.parse().map_err(must_be)
 }
 
 fn database_url(value: &str) -> Result<Option<String>, String> {
@@ -241,6 +250,11 @@ fn duration(value: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use futures_util::FutureExt as _;
+
     use super::*;
 
     #[test]
@@ -287,5 +301,81 @@ mod tests {
     fn a_wrong_database_url_is_not_repeated() {
         let error = database_url("host=db password=s3cret").unwrap_err();
         assert!(!error.contains("s3cret"));
+    }
+
+    /// The defaults in `spin.toml`, by the variable's name.
+    fn defaults() -> BTreeMap<String, String> {
+        let manifest: toml::Table = include_str!("../spin.toml").parse().unwrap();
+        let variables = manifest["variables"].as_table().unwrap();
+        let default = |variable: &toml::Value| variable["default"].as_str().unwrap().to_owned();
+        let defaults = variables
+            .iter()
+            .map(|(name, it)| (name.clone(), default(it)));
+        defaults.collect()
+    }
+
+    /// Reads the settings from `variables`, and which were read.
+    fn read_from(
+        variables: &BTreeMap<String, String>,
+    ) -> (Result<Config, InvalidVariable>, BTreeSet<String>) {
+        let asked = RefCell::new(BTreeSet::new());
+        let get = async |name: &'static str| {
+            asked.borrow_mut().insert(name.to_owned());
+            variables.get(name).cloned().ok_or("undefined".to_owned())
+        };
+        let config = read(Source { get }).now_or_never().unwrap();
+        (config, asked.into_inner())
+    }
+
+    #[test]
+    fn every_variable_in_the_manifest_is_read_and_has_a_valid_default() {
+        let mut defaults = defaults();
+        // It only extends `allowed_outbound_hosts`.
+        assert!(defaults.remove("database_host").is_some());
+        let (config, read) = read_from(&defaults);
+        assert!(config.is_ok());
+        assert_eq!(read, defaults.into_keys().collect());
+    }
+
+    #[test]
+    fn a_choice_names_what_can_be_chosen() {
+        let mut variables = defaults();
+        for (name, value, must_be) in [
+            ("on_busy", "queue", "`interleave` or `reject`"),
+            ("on_disconnect", "", "`finish` or `cancel`"),
+            (
+                "completion_whitespace",
+                "Collapse",
+                "`collapse` or `preserve`",
+            ),
+        ] {
+            let default = variables.insert(name.to_owned(), value.to_owned());
+            let invalid = read_from(&variables).0.err().unwrap();
+            assert_eq!(
+                invalid.to_string(),
+                format!("the variable `{name}` must be {must_be}")
+            );
+            variables.extend(default.map(|value| (name.to_owned(), value)));
+        }
+        variables.remove("turn_timeout");
+        let invalid = read_from(&variables).0.err().unwrap();
+        assert_eq!(
+            invalid.to_string(),
+            "the variable `turn_timeout` cannot be read"
+        );
+        assert!(invalid.detail().contains("SPIN_VARIABLE_TURN_TIMEOUT"));
+        assert!(invalid.detail().contains("undefined"));
+    }
+
+    #[test]
+    fn the_clock_ticks_often_enough_for_the_shortest_bound() {
+        let (config, _) = read_from(&defaults());
+        let timeouts = config.ok().unwrap().timeouts;
+        assert_eq!(timeouts.tick(), Duration::from_millis(2_500));
+        let short = Timeouts {
+            database: Duration::from_millis(10),
+            ..timeouts
+        };
+        assert_eq!(short.tick(), SHORTEST / 2);
     }
 }

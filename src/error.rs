@@ -1,41 +1,56 @@
-//! What can go wrong, and who is told what.
+//! What can go wrong, and who learns what.
 //!
-//! - **Before the stream starts** a failure is a [`Rejection`]: a status and `{"error": …}`.
-//!   `4xx` is the client's to mend and names the field or header; `500` is the operator's, so the
-//!   client learns which part failed and what to try, and the log learns the rest.
-//! - **Once the stream has started** the status is gone: a failure is a [`RelayError`], an
+//! - **Before the stream starts** a failure is a [`Rejection`]: a status and `{"error": …}`. A `4xx`
+//!   is the client's to fix and names the field or header; a `500` is the operator's, so the client
+//!   learns which part failed and what to try, and the log the rest. Which failure becomes which
+//!   rejection is decided in [`crate::service`].
+//! - **Once the stream has started** the status has been sent: a failure is a [`RelayError`], an
 //!   `event: error` in the same stream with a [`Code`] for programs and a sentence for people.
-//!   Ollama's own words are passed on; they are about the client's request.
-//! - SQL text, addresses and credentials go to the log alone, and passwords not even there. An
-//!   error is logged once, where it is turned into an answer.
+//!   Ollama's own messages are passed on, since they are about the client's request.
+//! - SQL, addresses and credentials go to the log alone, and passwords not even there. An error is
+//!   logged once, where it becomes an answer.
 
 use std::borrow::Cow;
-use std::fmt;
 
+use http::StatusCode;
 use serde::Serialize;
-
-use crate::request::InvalidRequest;
-use crate::store::StoreError;
+use strum::{IntoStaticStr, VariantArray};
+use thiserror::Error;
 
 /// An answer instead of a stream.
 #[derive(Debug)]
 pub struct Rejection {
     /// The HTTP status.
-    pub status: u16,
-    /// What to do about it, for the client.
+    pub status: StatusCode,
+    /// What the client can do about it.
     pub error: String,
-    /// For the log: what the client is not told. Empty where there is nothing more.
+    /// For the log: what the client must not learn. Empty where there is nothing more.
     pub detail: String,
+    /// Headers besides `content-type`.
+    pub headers: Vec<(&'static str, &'static str)>,
 }
 
 impl Rejection {
-    /// A rejection whose text says everything.
-    pub fn new(status: u16, error: impl Into<String>) -> Self {
+    /// A rejection whose message says everything.
+    pub fn new(status: StatusCode, error: impl Into<String>) -> Self {
         Self {
             status,
             error: error.into(),
             detail: String::new(),
+            headers: Vec::new(),
         }
+    }
+
+    /// The same with a detail for the log.
+    pub fn with_detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = detail.into();
+        self
+    }
+
+    /// The same with a header.
+    pub fn with_header(mut self, name: &'static str, value: &'static str) -> Self {
+        self.headers.push((name, value));
+        self
     }
 
     /// The body of the answer.
@@ -49,33 +64,11 @@ impl Rejection {
     }
 }
 
-impl From<InvalidRequest> for Rejection {
-    fn from(invalid: InvalidRequest) -> Self {
-        Self::new(422, invalid.to_string())
-    }
-}
-
-impl From<StoreError> for Rejection {
-    fn from(error: StoreError) -> Self {
-        if let StoreError::Refused { why } = &error {
-            return InvalidRequest::of(
-                "appID or messages",
-                format_args!("too long for a column of this database's older table: {why}"),
-            )
-            .into();
-        }
-        Self {
-            status: 500,
-            error: format!("{} Nothing was sent to Ollama.", error.for_client()),
-            detail: error.to_string(),
-        }
-    }
-}
-
-/// The kind of a failure in mid-stream, as the client's program sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The kind of a failure in mid-stream, for the client's program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Code {
-    /// No connection to Ollama came about.
+    /// No connection to Ollama could be established.
     OllamaUnreachable,
     /// Ollama answered with another status than 200.
     OllamaRefused,
@@ -87,9 +80,9 @@ pub enum Code {
     OllamaEndedEarly,
     /// Ollama reported an error in mid-reply.
     OllamaError,
-    /// A line that is no chat response; the relay went on.
+    /// A line that is not a chat response was left out; the relay went on.
     InvalidLine,
-    /// A line over the cap; the relay went on.
+    /// A line over the cap was left out; the relay went on.
     LineTooLong,
     /// The reply grew over the cap.
     CompletionTooLong,
@@ -100,26 +93,15 @@ pub enum Code {
 }
 
 impl Code {
-    /// The word in the event.
+    /// The code as it is sent.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::OllamaUnreachable => "ollama_unreachable",
-            Self::OllamaRefused => "ollama_refused",
-            Self::OllamaTimeout => "ollama_timeout",
-            Self::OllamaBrokeOff => "ollama_broke_off",
-            Self::OllamaEndedEarly => "ollama_ended_early",
-            Self::OllamaError => "ollama_error",
-            Self::InvalidLine => "invalid_line",
-            Self::LineTooLong => "line_too_long",
-            Self::CompletionTooLong => "completion_too_long",
-            Self::DatabaseFailed => "database_failed",
-            Self::TurnTimeout => "turn_timeout",
-        }
+        self.into()
     }
 }
 
-/// A failure told in the stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A failure that is sent in the stream.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{}: {text}", code.as_str())]
 pub struct RelayError {
     /// The kind.
     pub code: Code,
@@ -136,11 +118,3 @@ impl RelayError {
         }
     }
 }
-
-impl fmt::Display for RelayError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.code.as_str(), self.text)
-    }
-}
-
-impl std::error::Error for RelayError {}

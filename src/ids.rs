@@ -1,36 +1,36 @@
-//! Ids of turns and their rows: UUIDs v7 (RFC 9562), which an index takes at its end.
+//! Ids of turns and their rows: UUIDs v7 (RFC 9562), which are appended to an index.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use spin_sdk::wasip3::random::random::get_random_u64;
 use uuid::{Builder, Uuid};
 
-/// The ids of one turn and its rows: drawn once, then counted up (the RFC's "monotonic random"),
-/// since each draw is two calls of the host.
+/// The ids of one turn and its rows. Time and randomness are read once, then counted up (the RFC's
+/// "monotonic random"), since reading them is two host calls.
 #[derive(Debug)]
-pub struct Ids {
+pub(crate) struct Ids {
     /// Milliseconds since the Unix epoch.
     time: u64,
     next: u64,
 }
 
 impl Ids {
-    /// Ids of this moment.
-    pub fn draw() -> Self {
+    /// Ids of the present moment.
+    pub(crate) fn draw() -> Self {
         let time = SystemTime::now().duration_since(UNIX_EPOCH);
         let time = u64::try_from(time.unwrap_or_default().as_millis()).unwrap_or_default();
         Self::new(time, get_random_u64())
     }
 
-    fn new(time: u64, random: u64) -> Self {
+    pub(crate) fn new(time: u64, random: u64) -> Self {
         Self { time, next: random }
     }
 
     /// The next id.
-    pub fn take(&mut self) -> Uuid {
+    pub(crate) fn take(&mut self) -> Uuid {
         let [a, b, c, d, e, f, g, h] = self.next.to_be_bytes();
         self.next = self.next.wrapping_add(1);
-        // Two bits of `a` give way to the UUID's variant, and are kept before it.
+        // The UUID's variant overwrites two bits of `a`, which are kept before it.
         let bytes = [0, a >> 6, a, b, c, d, e, f, g, h];
         Builder::from_unix_timestamp_millis(self.time, &bytes).into_uuid()
     }

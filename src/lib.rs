@@ -1,38 +1,42 @@
 //! An LLM with a memory behind one URL: a Spin HTTP component.
 //!
-//! `POST /llmchat/` stores a prompt, sends the conversation that it belongs to to Ollama, relays
-//! the reply as server-sent events, and stores it. Data goes one way:
+//! `POST /llmchat/` stores a prompt, sends the conversation that it belongs to to Ollama, relays the reply
+//! as server-sent events, and stores it. Data goes one way, and the modules lie in that order:
 //!
-//! | step | module | takes | gives |
-//! | --- | --- | --- | --- |
-//! | 1 | [`http`], [`request`] | an HTTP request | [`request::ChatRequest`] |
-//! | 2 | [`store`] | the prompt | the conversation, as [`ollama::body::ChatBody`] |
-//! | 3 | [`ollama`] | the body of a chat request | chunks of bytes |
-//! | 4 | [`ndjson`] | chunks | lines |
-//! | 5 | [`transcode`] | lines, read by [`ollama::wire`] | events, and the growing reply |
-//! | 6 | [`sse`] | events | bytes for the client |
-//! | 7 | [`store`] | the reply | the right to send the last event |
+//! | module | its one job | does not know |
+//! | --- | --- | --- |
+//! | [`service`] | which route; checks that all share; a failure becomes an answer | SQL, Ollama |
+//! | [`http`] | bytes in (bounded), answers and event streams out | routes, chat |
+//! | [`request`] | JSON to [`request::ChatRequest`]; all limits on a request | database, Ollama |
+//! | [`turn`] | a stored turn: its order and policy, its lease; the relay while it lasts | SQL, JSON, framing |
+//! | [`ollama`] | the call of Ollama's chat API: URL, body, refusals | database, SSE |
+//! | [`reply`] | the pure path: bytes to lines to events, and the text to store | sockets, clock, Spin |
+//! | [`store`] | all SQL; the port and its two adapters, retries, migrations | HTTP, SSE, Ollama |
 //!
-//! [`turn`] puts them in order, [`pipeline`] is steps 4 to 6 in one. [`conversation`] holds the words they share, [`config`] the
-//! operator's settings, [`error`] who is told what, [`ids`] the ids of turns and rows, [`clock`] the bounds on waits,
-//! [`instance`] the bound on turns, [`log`] what the operator reads.
+//! Shared by all: [`conversation`] (the vocabulary, and the JSON of messages), [`error`] (who learns what),
+//! [`config`] (the operator's settings), [`clock`] (deadlines), [`ids`], [`permit`] (turns an instance
+//! runs), [`log`].
 
-pub mod clock;
-pub mod config;
+#![allow(
+    rustdoc::private_intra_doc_links,
+    reason = "the documentation is built with private items"
+)]
+
 pub mod conversation;
 pub mod error;
-pub mod http;
-pub mod ids;
-pub mod instance;
-pub mod log;
-pub mod ndjson;
 pub mod ollama;
-pub mod pipeline;
+pub mod reply;
 pub mod request;
-pub mod sse;
-pub mod store;
-pub mod transcode;
-pub mod turn;
+pub mod service;
+
+mod clock;
+mod config;
+mod http;
+mod ids;
+mod log;
+mod permit;
+mod store;
+mod turn;
 
 /// The wasm entry point. Elsewhere it would not link: the crate is a `cdylib` and an `rlib`.
 #[cfg(target_arch = "wasm32")]
@@ -45,7 +49,7 @@ mod component {
 
     impl wasip3::exports::http::handler::Guest for Component {
         async fn handle(request: Request) -> Result<Response, ErrorCode> {
-            Ok(crate::turn::handle(request).await)
+            Ok(crate::service::handle(request).await)
         }
     }
 }

@@ -1,15 +1,35 @@
-//! The client's request: JSON text -> [`ChatRequest`], or a refusal that names the field.
+//! Parses a client's request: JSON text becomes a [`ChatRequest`], or a refusal that names the field.
 //!
-//! Everything that a later step could choke on is refused here, before anything is stored. Knows
-//! no database, no Ollama, no WASI; [`crate::http`] reads the bytes.
+//! Everything that a later step could fail on is refused here, before anything is stored. All limits on
+//! a request are here too:
+//!
+//! | limit | value | refusal |
+//! | --- | --- | --- |
+//! | bytes of the body | [`Limits::body_bytes`] | [`InvalidRequest::TooLarge`] |
+//! | number of messages | [`Limits::messages`] | names `messages` |
+//! | characters of `appID` | 1 to [`APP_ID_MAX_CHARS`](crate::conversation::APP_ID_MAX_CHARS) | names `appID` |
+//! | characters of a role | 1 to [`ROLE_MAX_CHARS`](crate::conversation::ROLE_MAX_CHARS) | names `messages[i].role` |
+//! | nesting of any other field | that of serde_json, 128 | names the field |
+//!
+//! The time that a body may take is [`crate::http::read_body`]'s. Knows no database, no Ollama, no WASI.
 
 use std::fmt;
 
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
+use thiserror::Error;
 
 use crate::conversation::{AppId, Content, Message, Role};
+
+/// The operator's limits on a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of the body (`max_body_bytes`).
+    pub body_bytes: usize,
+    /// Messages in `messages` (`max_messages`).
+    pub messages: usize,
+}
 
 /// A valid request.
 #[derive(Debug)]
@@ -18,66 +38,80 @@ pub struct ChatRequest {
     pub app_id: AppId,
     /// The model, as Ollama names it.
     pub model: String,
-    /// The prompt: what is new in this turn. May be empty where the conversation is not.
+    /// The prompt: what this turn adds. May be empty where the conversation is not.
     pub messages: Vec<Message>,
-    /// Whether the reply is wanted token by token.
+    /// Whether the reply is streamed token by token.
     pub stream: bool,
     /// Every other field (`options`, `format`, `tools`…), for Ollama, byte for byte.
     pub fields: Vec<(String, Box<RawValue>)>,
 }
 
-/// Why a request is refused; names the field and says what it must be.
-#[derive(Debug, PartialEq, Eq)]
-pub struct InvalidRequest(String);
+/// Why a request is refused.
+#[derive(Debug, PartialEq, Eq, Error)]
+pub enum InvalidRequest {
+    /// The body has more bytes than [`Limits::body_bytes`].
+    #[error("The body is larger than {limit} bytes, the operator's limit (max_body_bytes).")]
+    TooLarge {
+        /// The limit.
+        limit: usize,
+    },
+    /// The body is not what it must be: names the field and says what it must be.
+    #[error("Deserializing request: {0}")]
+    Malformed(String),
+}
 
 impl InvalidRequest {
     /// A refusal of `field`.
     pub fn of(field: &str, why: impl fmt::Display) -> Self {
-        Self(format!("{field}: {why}"))
+        Self::Malformed(format!("{field}: {why}"))
     }
 }
-
-impl fmt::Display for InvalidRequest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Deserializing request: {}", self.0)
-    }
-}
-
-impl std::error::Error for InvalidRequest {}
 
 impl ChatRequest {
-    /// Reads the body of a request.
-    pub fn parse(body: &[u8]) -> Result<Self, InvalidRequest> {
+    /// Parses the body of a request.
+    pub fn parse(body: &[u8], limits: &Limits) -> Result<Self, InvalidRequest> {
+        if body.len() > limits.body_bytes {
+            let limit = limits.body_bytes;
+            return Err(InvalidRequest::TooLarge { limit });
+        }
+        let malformed = InvalidRequest::Malformed;
         if body.trim_ascii().is_empty() {
-            return Err(InvalidRequest(
+            return Err(malformed(
                 "the body is empty: send a JSON object with `appID`, `model` and `messages`".into(),
             ));
         }
         let json = std::str::from_utf8(body)
-            .map_err(|error| InvalidRequest(format!("the body is not UTF-8: {error}")))?;
+            .map_err(|error| malformed(format!("the body is not UTF-8: {error}")))?;
         let mut deserializer = serde_json::Deserializer::from_str(json);
         let request: Self =
             serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
                 let path = error.path().to_string();
                 let why = error.into_inner();
                 match path.as_str() {
-                    "." => InvalidRequest(why.to_string()),
+                    "." => malformed(why.to_string()),
                     path => InvalidRequest::of(path, why),
                 }
             })?;
         deserializer
             .end()
-            .map_err(|error| InvalidRequest(error.to_string()))?;
+            .map_err(|error| malformed(error.to_string()))?;
+        let (count, limit) = (request.messages.len(), limits.messages);
+        if count > limit {
+            return Err(InvalidRequest::of(
+                "messages",
+                format_args!("{count} of them, the operator's limit is {limit} (max_messages)"),
+            ));
+        }
         Ok(request)
     }
 }
 
-/// The fields that are ours. Ollama reads names without regard to case, so other spellings of them
-/// must not get through to it.
+/// The fields that llmchat reads itself. Ollama matches names regardless of case, so other spellings of
+/// these must not reach it.
 const OUR_FIELDS: [&str; 4] = ["appID", "model", "messages", "stream"];
 
-/// Whether two names are one to Go's `encoding/json`: case is folded by Unicode's simple rules, by
-/// which two letters beyond ASCII are an `s` and a `k`.
+/// Whether Go's `encoding/json` takes two names for the same: it folds case by Unicode's simple rules,
+/// by which two letters beyond ASCII equal `s` and `k`.
 fn is_same_to_ollama(name: &str, ours: &str) -> bool {
     let folded = name.chars().map(|c| match c {
         '\u{17f}' => 's',
@@ -168,8 +202,8 @@ impl TryFrom<String> for Model {
     }
 }
 
-/// A field for Ollama. Its text goes on as it came, so it is read in full first: skipping it
-/// would let lone surrogates and bottomless nesting through.
+/// A field for Ollama. Its text is passed on unchanged, so it is parsed in full first: skipping it would
+/// let lone surrogates and unbounded nesting through.
 struct Passed(Box<RawValue>);
 
 impl<'de> Deserialize<'de> for Passed {
@@ -180,8 +214,8 @@ impl<'de> Deserialize<'de> for Passed {
     }
 }
 
-/// A message of the prompt: an object with `role` and `content` and nothing else, since nothing
-/// else is kept yet.
+/// A message of the prompt: an object with `role` and `content` and nothing else, since nothing else is
+/// stored yet.
 struct PromptMessage(Message);
 
 impl<'de> Deserialize<'de> for PromptMessage {
@@ -223,10 +257,17 @@ impl<'de> Deserialize<'de> for PromptMessage {
 mod tests {
     use super::*;
 
+    const LIMITS: Limits = Limits {
+        body_bytes: 1 << 20,
+        messages: 3,
+    };
+
+    fn parse(body: &str) -> Result<ChatRequest, InvalidRequest> {
+        ChatRequest::parse(body.as_bytes(), &LIMITS)
+    }
+
     fn refusal(body: &str) -> String {
-        ChatRequest::parse(body.as_bytes())
-            .expect_err(body)
-            .to_string()
+        parse(body).expect_err(body).to_string()
     }
 
     const PROMPT: &str =
@@ -234,7 +275,7 @@ mod tests {
 
     #[test]
     fn a_prompt_is_read_with_its_formatting() {
-        let request = ChatRequest::parse(format!("{PROMPT}}}").as_bytes()).unwrap();
+        let request = parse(&format!("{PROMPT}}}")).unwrap();
         assert_eq!(request.app_id.as_str(), "a");
         assert_eq!(request.model, "m");
         assert_eq!(request.messages[0].content.as_str(), " hi\n");
@@ -245,7 +286,7 @@ mod tests {
     fn other_fields_are_kept_byte_for_byte() {
         let body =
             format!(r#"{PROMPT},"stream":false,"options":{{ "seed" : 1e2 }},"think":"low"}}"#);
-        let request = ChatRequest::parse(body.as_bytes()).unwrap();
+        let request = parse(&body).unwrap();
         let fields: Vec<_> = request
             .fields
             .iter()
@@ -310,7 +351,33 @@ mod tests {
                 "é".repeat(length)
             )
         };
-        assert!(ChatRequest::parse(body(155).as_bytes()).is_ok());
+        assert!(parse(&body(155)).is_ok());
         assert!(refusal(&body(156)).contains("has 156"));
+    }
+
+    #[test]
+    fn a_body_and_its_messages_are_limited() {
+        let body = |messages: usize| {
+            let messages = vec![r#"{"role":"user","content":"hi"}"#; messages].join(",");
+            format!(r#"{{"appID":"a","model":"m","messages":[{messages}]}}"#)
+        };
+        assert_eq!(parse(&body(3)).unwrap().messages.len(), 3);
+        let refusal = refusal(&body(4));
+        assert!(
+            refusal.contains("messages: 4 of them, the operator's limit is 3 (max_messages)"),
+            "{refusal}"
+        );
+
+        let body = body(1);
+        let limits = |body_bytes| Limits {
+            body_bytes,
+            ..LIMITS
+        };
+        assert!(ChatRequest::parse(body.as_bytes(), &limits(body.len())).is_ok());
+        let limit = body.len() - 1;
+        assert_eq!(
+            ChatRequest::parse(body.as_bytes(), &limits(limit)).unwrap_err(),
+            InvalidRequest::TooLarge { limit }
+        );
     }
 }

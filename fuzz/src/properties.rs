@@ -13,16 +13,18 @@
     reason = "a property that does not hold is told by a panic"
 )]
 
+use std::ops::ControlFlow;
+
 use eventsource_stream::Eventsource;
 use futures_util::{FutureExt, StreamExt};
 use llmchat::conversation::{APP_ID_MAX_CHARS, ROLE_MAX_CHARS, ReplyStatus};
 use llmchat::error::Rejection;
-use llmchat::ndjson::{Line, LineSplitter, More};
-use llmchat::ollama::body::ChatBody;
-use llmchat::pipeline::{self, Pipeline};
-use llmchat::request::ChatRequest;
-use llmchat::sse::{self, ErrorData};
-use llmchat::transcode::{End, Last, Transcoder, Whitespace};
+use llmchat::ollama::body;
+use llmchat::reply::ndjson::{Line, LineSplitter};
+use llmchat::reply::sse::{self, ErrorData};
+use llmchat::reply::transcode::Transcoder;
+use llmchat::reply::{self, End, Last, Pipeline, Whitespace};
+use llmchat::request::{ChatRequest, Limits};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -30,6 +32,11 @@ use serde_json::value::RawValue;
 const LARGE: usize = 1 << 20;
 /// Bytes of events that are read byte by byte.
 const SHORT: usize = 512;
+/// Limits on a request that few inputs reach.
+const LIMITS: Limits = Limits {
+    body_bytes: LARGE,
+    messages: 100,
+};
 
 /// The splitter: lines do not depend on the cuts, are those of a plain split, and none is over
 /// the cap.
@@ -43,11 +50,11 @@ pub fn lines(input: &[u8]) {
                     Line::Whole(line) => Some(line.to_vec()),
                     Line::TooLong => None,
                 });
-                More::Yes
+                ControlFlow::Continue(())
             };
             let mut splitter = LineSplitter::new(cap);
             for chunk in chunks {
-                splitter.feed(chunk, &mut keep);
+                assert!(splitter.feed(chunk, &mut keep).is_continue());
             }
             splitter.finish(&mut keep);
             assert_eq!(found, expected, "cap {cap}");
@@ -101,14 +108,14 @@ struct Relayed {
 fn relay(chunks: &[&[u8]], line_cap: usize, reply_cap: usize, whitespace: Whitespace) -> Relayed {
     let mut events = Vec::new();
     let mut pipeline = Pipeline::new(line_cap, reply_cap, whitespace);
-    let more = chunks
+    let flow = chunks
         .iter()
-        .all(|chunk| pipeline.feed(chunk, &mut events) == More::Yes);
-    if more {
+        .try_for_each(|chunk| pipeline.feed(chunk, &mut events));
+    if flow.is_continue() {
         pipeline.finish(&mut events);
     }
     let outcome = pipeline.end(End::Closed);
-    pipeline::last_words(&outcome.last, None, &mut events);
+    reply::write_last(&outcome.last, None, &mut events);
     Relayed {
         events,
         reply: outcome.reply,
@@ -190,12 +197,12 @@ fn payloads(
     let mut accept = |line: Line<'_>| {
         payloads.extend(transcoder.accept(line).map(|event| payload(&event)));
         match transcoder.is_over() {
-            true => More::No,
-            false => More::Yes,
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
         }
     };
     let mut splitter = LineSplitter::new(line_cap);
-    if splitter.feed(input, &mut accept) == More::Yes {
+    if splitter.feed(input, &mut accept).is_continue() {
         splitter.finish(&mut accept);
     }
     match transcoder.end(End::Closed).last {
@@ -283,12 +290,12 @@ fn read(chunks: &[&[u8]]) -> Vec<(String, String)> {
 /// The request reader: a refusal is a JSON error that says so; what is let through holds the
 /// promises of its types, and is the same after it was written down and read again.
 pub fn request(input: &[u8]) {
-    let request = match ChatRequest::parse(input) {
+    let request = match ChatRequest::parse(input, &LIMITS) {
         Ok(request) => request,
         Err(refusal) => {
             assert!(refusal.to_string().starts_with("Deserializing request: "));
             let rejection = Rejection::from(refusal);
-            assert_eq!(rejection.status, 422);
+            assert_eq!(rejection.status.as_u16(), 422);
             let body: Value = serde_json::from_slice(&rejection.to_json()).unwrap();
             assert_eq!(body["error"], rejection.error);
             return;
@@ -311,11 +318,11 @@ pub fn request(input: &[u8]) {
         serde_json::from_str::<Value>(value.get()).unwrap();
     }
 
-    let mut body = ChatBody::new(&request.model);
+    let mut messages = body::begin(&request.model);
     for message in &request.messages {
-        body.push(message.role.as_str(), message.content.as_str());
+        messages.push(message.role.as_str(), message.content.as_str());
     }
-    let body = body.finish(request.stream, &request.fields);
+    let body = body::finish(messages, request.stream, &request.fields);
     let for_ollama: Value = serde_json::from_slice(&body).unwrap();
     assert_eq!(for_ollama["model"], request.model);
     assert_eq!(for_ollama["stream"], request.stream);
@@ -329,7 +336,7 @@ pub fn request(input: &[u8]) {
     // What goes to Ollama, with the conversation's name, is a request again: the same one.
     let name = serde_json::to_string(app_id).unwrap();
     let again = [b"{\"appID\":", name.as_bytes(), b",", &body[1..]].concat();
-    let again = ChatRequest::parse(&again).unwrap();
+    let again = ChatRequest::parse(&again, &LIMITS).unwrap();
     assert_eq!(again.app_id, request.app_id);
     assert_eq!(again.model, request.model);
     assert_eq!(again.messages, request.messages);

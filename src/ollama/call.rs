@@ -1,8 +1,9 @@
-//! The call of `POST /api/chat`: bytes out, bytes in.
+//! The call of `POST /api/chat`: sends a body, and hands out the bytes of the answer.
 
 use std::borrow::Cow;
 use std::time::Duration;
 
+use http::StatusCode;
 use spin_sdk::wasip3::http::client;
 use spin_sdk::wasip3::http::types::{
     ErrorCode, Fields, Method, Request, RequestOptions, Response, Scheme,
@@ -15,41 +16,40 @@ use crate::config::{OllamaUrl, Timeouts};
 use crate::error::{Code, RelayError};
 use crate::http::fields;
 
-/// Ollama's answer, its body still to be read. Dropping it closes the connection, which makes
-/// Ollama stop generating.
-pub struct Answer {
-    /// The HTTP status.
-    pub status: u16,
+/// Ollama's answer, its body still to be read. Dropping it closes the connection, which makes Ollama stop
+/// generating.
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
     body: StreamReader<u8>,
     end: FutureReader<Result<Option<Fields>, ErrorCode>>,
 }
 
-/// A piece of an answer's body.
-pub enum Piece {
-    /// Bytes, in the buffer that was given.
+/// A piece of an answer's body, in the buffer that was given.
+pub(crate) enum Piece {
+    /// More may follow.
     Bytes(Vec<u8>),
-    /// The last bytes, if any: the body is at its end.
+    /// The body has ended; there may be no bytes.
     Last(Vec<u8>),
 }
 
 impl Answer {
-    /// Reads what has come into `buffer`, or waits for it.
-    pub async fn read(&mut self, buffer: Vec<u8>) -> Piece {
+    /// Reads what has arrived into `buffer`, or waits for it.
+    pub(crate) async fn read(&mut self, buffer: Vec<u8>) -> Piece {
         match self.body.read(buffer).await {
             (StreamResult::Complete(_), bytes) => Piece::Bytes(bytes),
             (_, bytes) => Piece::Last(bytes),
         }
     }
 
-    /// After the last piece: whether the body came to a proper end or broke off.
-    pub async fn end(self) -> Result<(), RelayError> {
+    /// After the last piece: whether the body ended cleanly or broke off.
+    pub(crate) async fn end(self) -> Result<(), RelayError> {
         self.end.await.map(drop).map_err(|error| match error {
             ErrorCode::ConnectionReadTimeout | ErrorCode::HttpResponseTimeout => idle(),
             error => RelayError::new(
                 Code::OllamaBrokeOff,
                 format!(
                     "the connection to Ollama broke in mid-reply ({}); what came of it is kept",
-                    words(&error)
+                    name(&error)
                 ),
             ),
         })
@@ -57,7 +57,7 @@ impl Answer {
 }
 
 /// Sends a chat request.
-pub async fn send(
+pub(crate) async fn send(
     url: &OllamaUrl,
     body: Vec<u8>,
     timeouts: &Timeouts,
@@ -65,13 +65,18 @@ pub async fn send(
     let response = client::send(request(url, body, timeouts))
         .await
         .map_err(failed)?;
-    let status = response.get_status_code();
+    let status = StatusCode::from_u16(response.get_status_code());
     let (_, no_error) = wit_future::new(|| Ok(()));
     let (body, end) = Response::consume_body(response, no_error);
-    Ok(Answer { status, body, end })
+    Ok(Answer {
+        // A number that is no status is no answer that could be used.
+        status: status.unwrap_or(StatusCode::BAD_GATEWAY),
+        body,
+        end,
+    })
 }
 
-/// Only what the call needs: a loopback-bound Ollama refuses the `Host` and `Origin` of others.
+/// Has only the headers that the call needs: a loopback-bound Ollama refuses a foreign `Host` or `Origin`.
 fn request(url: &OllamaUrl, body: Vec<u8>, timeouts: &Timeouts) -> Request {
     let headers = fields(&[
         ("content-type", "application/json"),
@@ -80,7 +85,7 @@ fn request(url: &OllamaUrl, body: Vec<u8>, timeouts: &Timeouts) -> Request {
 
     let options = RequestOptions::new();
     let in_nanoseconds = |duration: Duration| Some(nanoseconds(duration));
-    // A host that supports no such option has bounds of its own; the turn's clock has ours.
+    // Where a host does not support an option, the turn's own clock bounds the wait.
     let _ = options.set_connect_timeout(in_nanoseconds(timeouts.ollama_connect));
     let _ = options.set_first_byte_timeout(in_nanoseconds(timeouts.ollama_first_byte));
     let _ = options.set_between_bytes_timeout(in_nanoseconds(timeouts.ollama_idle));
@@ -88,8 +93,7 @@ fn request(url: &OllamaUrl, body: Vec<u8>, timeouts: &Timeouts) -> Request {
     let (mut writer, reader) = wit_stream::new();
     let (_, trailers) = wit_future::new(|| Ok(None));
     let (request, _) = Request::new(headers, Some(reader), trailers, Some(options));
-    // The parts of the address are valid as far as they can be set: what a host refuses here, it
-    // refuses as a whole when the request is sent.
+    // What a host refuses here, it refuses again when the request is sent, and that is reported.
     let _ = request.set_method(&Method::Post);
     let _ = request.set_scheme(Some(if url.is_https {
         &Scheme::Https
@@ -98,31 +102,30 @@ fn request(url: &OllamaUrl, body: Vec<u8>, timeouts: &Timeouts) -> Request {
     }));
     let _ = request.set_authority(Some(&url.authority));
     let _ = request.set_path_with_query(Some("/api/chat"));
-    // On its own: Ollama may answer before it has read everything. It runs from the next wait of
-    // this task on, which is the sending of this request.
+    // In a task of its own, since Ollama may answer before it has read everything.
     spawn(async move {
         writer.write_all(body).await;
     });
     request
 }
 
-/// Ollama was silent for too long.
-pub fn idle() -> RelayError {
+/// Ollama was silent for too long in mid-reply.
+pub(crate) fn idle() -> RelayError {
     RelayError::new(
         Code::OllamaTimeout,
         "Ollama sent nothing for longer than the operator allows (ollama_idle_timeout); what came of the reply is kept",
     )
 }
 
-/// Ollama did not begin to answer.
-pub fn no_first_byte() -> RelayError {
+/// Ollama did not begin to answer in time.
+pub(crate) fn no_first_byte() -> RelayError {
     RelayError::new(
         Code::OllamaTimeout,
         "Ollama did not begin its reply within the time that the operator allows (ollama_first_byte_timeout)",
     )
 }
 
-/// Why no answer came.
+/// Why there is no answer.
 fn failed(error: ErrorCode) -> RelayError {
     match error {
         ErrorCode::ConnectionReadTimeout | ErrorCode::HttpResponseTimeout => no_first_byte(),
@@ -140,21 +143,21 @@ fn failed(error: ErrorCode) -> RelayError {
             Code::OllamaBrokeOff,
             format!(
                 "Ollama took the request and broke off without an answer ({})",
-                words(&error)
+                name(&error)
             ),
         ),
         error => RelayError::new(
             Code::OllamaUnreachable,
             format!(
                 "Ollama cannot be reached ({}): is it running, and is `ollama_url` its address?",
-                words(&error)
+                name(&error)
             ),
         ),
     }
 }
 
-/// A short name for the failure; the host's own text may hold addresses.
-fn words(error: &ErrorCode) -> Cow<'static, str> {
+/// A short name for the failure, since the host's own text may hold addresses.
+fn name(error: &ErrorCode) -> Cow<'static, str> {
     match error {
         ErrorCode::ConnectionRefused => "connection refused".into(),
         ErrorCode::DnsError(_) | ErrorCode::DnsTimeout | ErrorCode::DestinationNotFound => {

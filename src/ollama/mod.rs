@@ -1,8 +1,7 @@
-//! Ollama's chat API: what is sent, what comes back, and the call itself.
+//! Ollama's chat API, as far as it is asked: the request, its sending, and answers that refuse it.
 //!
-//! Knows no database and no SSE. The wire format is that of `/api/chat` as Ollama v0.33 writes
-//! it; older versions differ only in that a final line may lack its `message`.
+//! Knows no database and no SSE. What Ollama streams back is parsed in [`crate::reply::wire`].
 
 pub mod body;
 pub mod call;
-pub mod wire;
+pub mod refusal;

@@ -1,13 +1,13 @@
 //! The migrations, embedded: the same files that `psql -f` and `sqlite3` can apply.
 
 /// PostgreSQL's, in order; each is one statement.
-pub const POSTGRES: [&str; 2] = [
+pub(super) const POSTGRES: [&str; 2] = [
     include_str!("../../migrations/postgres/0001_chatts.sql"),
     include_str!("../../migrations/postgres/0002_leases.sql"),
 ];
 
 /// SQLite's, in order; each is one statement.
-pub const SQLITE: [&str; 8] = [
+pub(super) const SQLITE: [&str; 8] = [
     include_str!("../../migrations/sqlite/0001_wal.sql"),
     include_str!("../../migrations/sqlite/0002_chatts.sql"),
     include_str!("../../migrations/sqlite/0003_turn_id.sql"),

@@ -12,22 +12,20 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use llmchat::ndjson::More;
-use llmchat::pipeline::{self, Pipeline};
-use llmchat::transcode::{End, Whitespace};
+use llmchat::reply::{self, End, Pipeline, Whitespace};
 
 /// What the client is sent for `chunks`, and what is stored.
 fn relay(chunks: &[&[u8]]) -> (String, String) {
     let mut events = Vec::new();
     let mut pipeline = Pipeline::new(1 << 20, 1 << 20, Whitespace::Collapse);
-    let more = chunks
+    let flow = chunks
         .iter()
-        .all(|chunk| pipeline.feed(chunk, &mut events) == More::Yes);
-    if more {
+        .try_for_each(|chunk| pipeline.feed(chunk, &mut events));
+    if flow.is_continue() {
         pipeline.finish(&mut events);
     }
     let outcome = pipeline.end(End::Closed);
-    pipeline::last_words(&outcome.last, None, &mut events);
+    reply::write_last(&outcome.last, None, &mut events);
     let stored = outcome.reply.map(|(text, _)| text).unwrap_or_default();
     (String::from_utf8(events).unwrap(), stored)
 }

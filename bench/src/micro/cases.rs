@@ -1,11 +1,12 @@
 //! What is run, on what.
 
 use std::hint::black_box;
+use std::ops::ControlFlow;
 
-use llmchat::ndjson::{Line, LineSplitter, More};
-use llmchat::ollama::wire::ChatChunk;
-use llmchat::pipeline::Pipeline;
-use llmchat::transcode::{End, Transcoder, Whitespace};
+use llmchat::reply::ndjson::{Line, LineSplitter};
+use llmchat::reply::transcode::Transcoder;
+use llmchat::reply::wire::ChatChunk;
+use llmchat::reply::{End, Pipeline, Whitespace};
 use ollama_stand_in::wire;
 
 /// The operator's limits, by default.
@@ -114,9 +115,9 @@ impl Case {
             Self::Splitter => {
                 let mut splitter = LineSplitter::new(LINE_CAP);
                 for chunk in input.all.chunks(CHUNK) {
-                    splitter.feed(black_box(chunk), |line| {
+                    let _ = splitter.feed(black_box(chunk), |line| {
                         black_box(line);
-                        More::Yes
+                        ControlFlow::Continue(())
                     });
                 }
             }
@@ -153,7 +154,7 @@ fn pipeline<'a>(chunks: impl Iterator<Item = &'a [u8]>) {
     let mut pipeline = Pipeline::new(LINE_CAP, REPLY_CAP, Whitespace::Collapse);
     let mut events = Vec::with_capacity(2 * CHUNK);
     for chunk in chunks {
-        pipeline.feed(black_box(chunk), &mut events);
+        let _ = pipeline.feed(black_box(chunk), &mut events);
         sent(&mut events);
     }
     black_box(pipeline.end(End::Closed));

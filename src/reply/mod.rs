@@ -1,17 +1,32 @@
-//! Steps 4 to 6 in one: chunks from Ollama -> framed events for the client, and the reply.
+//! The pure path of one reply: chunks of bytes from Ollama become framed events for the client, and
+//! the text to be stored.
 //!
-//! The whole of what runs once a token, without I/O: this is what is replayed at every split
-//! point, fuzzed and measured.
+//! ```text
+//! chunks ─ ndjson ─▶ lines ─ wire ─▶ ChatChunk ─ transcode ─▶ events ─ sse ─▶ bytes
+//!                                                    └──────▶ the reply so far
+//! ```
+//!
+//! This is all that runs once a token, without I/O, sockets or a clock: what the tests replay at every
+//! split point, the fuzzer feeds and the benchmark measures.
+
+use std::ops::ControlFlow;
 
 use serde_json::value::RawValue;
 
 use crate::error::RelayError;
-use crate::ndjson::{Line, LineSplitter, More};
-use crate::ollama::wire;
-use crate::sse::{ErrorData, Event};
-use crate::transcode::{End, Last, Outcome, Transcoder, Whitespace};
 
-/// The pure path of one reply.
+pub mod ndjson;
+pub mod sse;
+pub mod transcode;
+pub mod wire;
+
+pub use transcode::{End, Last, Outcome, Whitespace};
+
+use ndjson::{Line, LineSplitter};
+use sse::{ErrorData, Event};
+use transcode::Transcoder;
+
+/// The path of one reply, from chunks to events.
 #[derive(Debug)]
 pub struct Pipeline {
     lines: LineSplitter,
@@ -19,7 +34,7 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// A pipeline for lines of at most `line_cap` bytes, and a reply of at most `reply_cap`.
+    /// A pipeline for lines of at most `line_cap` bytes and a completion of at most `reply_cap`.
     pub fn new(line_cap: usize, reply_cap: usize, whitespace: Whitespace) -> Self {
         Self {
             lines: LineSplitter::new(line_cap),
@@ -27,14 +42,15 @@ impl Pipeline {
         }
     }
 
-    /// Takes the next chunk and appends the events that it completes to `events`.
-    pub fn feed(&mut self, chunk: &[u8], events: &mut Vec<u8>) -> More {
+    /// Takes the next chunk and appends the events that it completes to `events`. Breaks once the
+    /// reply is over.
+    pub fn feed(&mut self, chunk: &[u8], events: &mut Vec<u8>) -> ControlFlow<()> {
         let transcoder = &mut self.transcoder;
         self.lines
             .feed(chunk, |line| accept(transcoder, line, events))
     }
 
-    /// The stream has ended: what is left is a line too.
+    /// Takes what is left of a stream that has ended as its last line.
     pub fn finish(&mut self, events: &mut Vec<u8>) {
         let transcoder = &mut self.transcoder;
         self.lines.finish(|line| accept(transcoder, line, events));
@@ -46,20 +62,19 @@ impl Pipeline {
     }
 }
 
-fn accept(transcoder: &mut Transcoder, line: Line<'_>, events: &mut Vec<u8>) -> More {
+fn accept(transcoder: &mut Transcoder, line: Line<'_>, events: &mut Vec<u8>) -> ControlFlow<()> {
     if let Some(event) = transcoder.accept(line) {
         event.write_to(events);
     }
-    if transcoder.is_over() {
-        More::No
-    } else {
-        More::Yes
+    match transcoder.is_over() {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
     }
 }
 
-/// Appends what the client is told last. A reply that could not be stored has no final event, since
-/// that is a receipt: what it said of the reply goes with the error instead.
-pub fn last_words(last: &Last, not_stored: Option<&RelayError>, events: &mut Vec<u8>) {
+/// Appends the last events of a reply. A reply that could not be stored gets no final event, since that
+/// is a receipt: the error carries the `message` of the final event instead.
+pub fn write_last(last: &Last, not_stored: Option<&RelayError>, events: &mut Vec<u8>) {
     match last {
         Last::Done(line) if not_stored.is_none() => Event::Data(line).write_to(events),
         Last::Error(error) => error_event(error, None).write_to(events),
@@ -92,7 +107,7 @@ mod tests {
         let last = Last::Done(r#"{"message": {"content":"!"},"done":true}"#.into());
         let error = RelayError::new(Code::DatabaseFailed, "no");
         let mut events = Vec::new();
-        last_words(&last, Some(&error), &mut events);
+        write_last(&last, Some(&error), &mut events);
         assert_eq!(
             String::from_utf8(events).unwrap(),
             "event: error\ndata: {\"error\":\"no\",\"code\":\"database_failed\",\"message\":{\"content\":\"!\"}}\n\n"

@@ -1,7 +1,7 @@
 //! Frames server-sent events so that no payload can break out of its frame.
 //!
 //! Follows the WHATWG HTML standard, section 9.2 "Server-sent events": a line ends with `\n`,
-//! `\r` or `\r\n`, an event with an empty line. Appends to a buffer that the caller reuses;
+//! `\r` or `\r\n`, an event with an empty line. Appends to a buffer that the caller reuses, and
 //! knows nothing of chat.
 
 use std::borrow::Cow;
@@ -10,17 +10,17 @@ use memchr::memchr_iter;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-/// A comment line, which clients ignore: keeps proxies from closing a silent connection and is
-/// how a client that has left is noticed.
+/// A comment line, which clients ignore. It keeps proxies from closing a silent connection, and the
+/// write of it fails if the client has left.
 pub const COMMENT: &[u8] = b": waiting\n\n";
 
-/// An event as the client sees it.
+/// An event for the client.
 #[derive(Debug)]
 pub enum Event<'a> {
     /// One JSON text without `\n`. A `\r` can only stand between its tokens (RFC 8259, section 7:
-    /// control characters in strings are escaped) and leaves as a space.
+    /// control characters in strings are escaped) and is sent as a space.
     Data(&'a str),
-    /// A failure, told in the stream.
+    /// A failure, as `event: error`.
     Error(ErrorData<'a>),
 }
 
@@ -31,7 +31,7 @@ pub struct ErrorData<'a> {
     pub error: Cow<'a, str>,
     /// The kind, in snake case, for a program.
     pub code: &'static str,
-    /// The `message` of an event that had to be withheld, so that nothing is lost.
+    /// The `message` of a final event that had to be withheld, so that its content is not lost.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<&'a RawValue>,
 }

@@ -1,33 +1,35 @@
-//! Splits a byte stream into NDJSON lines, wherever the network cut it.
+//! Splits a byte stream into NDJSON lines, however the network chunked it.
 //!
-//! Takes chunks, hands out lines without their end (`\n` or `\r\n`). A line that lies within one
-//! chunk is borrowed from it; only a line that crosses chunks is copied, once. Each byte is
-//! scanned once, and a line over the cap costs no memory beyond the cap. Knows no JSON, no I/O.
+//! Takes chunks and yields lines without their terminator (`\n` or `\r\n`). A line that lies within
+//! one chunk is borrowed from it; only a line that spans chunks is copied, once. Each byte is scanned
+//! once, and a line over the cap uses no memory beyond the cap. Knows no JSON and does no I/O.
+
+use std::ops::ControlFlow;
 
 use memchr::memchr;
 
-/// What the splitter found.
+/// One line of the stream.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Line<'a> {
-    /// A whole line, without its end.
+    /// A whole line, without its terminator.
     Whole(&'a [u8]),
     /// A line with more bytes than the cap; all of it is skipped.
     TooLong,
 }
 
-/// The state between two chunks.
+/// The splitter's state between two chunks.
 #[derive(Debug)]
 pub struct LineSplitter {
-    /// The beginning of a line whose end has not come yet.
+    /// The start of a line whose terminator has not arrived yet.
     partial: Vec<u8>,
-    /// Bytes in the longest line, its end not counted.
+    /// The most bytes a line may have, its terminator not counted.
     cap: usize,
-    /// Inside a line that was already found too long.
+    /// Inside a line that was already reported as too long.
     skipping: bool,
 }
 
 impl LineSplitter {
-    /// A splitter whose longest line has `cap` bytes.
+    /// A splitter for lines of at most `cap` bytes.
     pub fn new(cap: usize) -> Self {
         Self {
             partial: Vec::new(),
@@ -36,37 +38,42 @@ impl LineSplitter {
         }
     }
 
-    /// Takes the next chunk and calls `on_line` for each line that ends in it, until `on_line`
-    /// says that it wants no more.
-    pub fn feed(&mut self, mut chunk: &[u8], mut on_line: impl FnMut(Line<'_>) -> More) -> More {
+    /// Takes the next chunk and calls `on_line` for each line that ends in it, until `on_line` breaks.
+    pub fn feed(
+        &mut self,
+        mut chunk: &[u8],
+        mut on_line: impl FnMut(Line<'_>) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
         while let Some(end) = memchr(b'\n', chunk) {
             let (line, rest) = chunk.split_at(end);
             chunk = rest.get(1..).unwrap_or_default();
-            if self.end_line(line, &mut on_line) == More::No {
-                return More::No;
-            }
+            self.end_line(line, &mut on_line)?;
         }
         self.keep(chunk, &mut on_line)
     }
 
-    /// The stream has ended: what is left is a line too, even without `\n`.
-    pub fn finish(&mut self, mut on_line: impl FnMut(Line<'_>) -> More) {
+    /// Ends the stream: what is left is a line too, even without `\n`.
+    pub fn finish(&mut self, mut on_line: impl FnMut(Line<'_>) -> ControlFlow<()>) {
         if !self.partial.is_empty() {
-            self.end_line(&[], &mut on_line);
+            let _ = self.end_line(&[], &mut on_line);
         }
     }
 
-    fn end_line(&mut self, tail: &[u8], on_line: &mut impl FnMut(Line<'_>) -> More) -> More {
+    fn end_line(
+        &mut self,
+        tail: &[u8],
+        on_line: &mut impl FnMut(Line<'_>) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
         if std::mem::take(&mut self.skipping) {
-            return More::Yes;
+            return ControlFlow::Continue(());
         }
         if self.partial.is_empty() {
             return on_line(self.measured(tail));
         }
         self.partial.extend_from_slice(tail);
-        let more = on_line(self.measured(&self.partial));
+        let flow = on_line(self.measured(&self.partial));
         self.partial.clear();
-        more
+        flow
     }
 
     fn measured<'a>(&self, line: &'a [u8]) -> Line<'a> {
@@ -78,10 +85,14 @@ impl LineSplitter {
         }
     }
 
-    /// Keeps the beginning of a line. One byte over the cap may be the `\r` of its end.
-    fn keep(&mut self, start: &[u8], on_line: &mut impl FnMut(Line<'_>) -> More) -> More {
+    /// Keeps the start of a line. One byte over the cap may be the `\r` of its terminator.
+    fn keep(
+        &mut self,
+        start: &[u8],
+        on_line: &mut impl FnMut(Line<'_>) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
         if self.skipping {
-            return More::Yes;
+            return ControlFlow::Continue(());
         }
         if self.partial.len() + start.len() > self.cap.saturating_add(1) {
             self.skipping = true;
@@ -89,17 +100,8 @@ impl LineSplitter {
             return on_line(Line::TooLong);
         }
         self.partial.extend_from_slice(start);
-        More::Yes
+        ControlFlow::Continue(())
     }
-}
-
-/// Whether the reader of lines wants the next one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum More {
-    /// Go on.
-    Yes,
-    /// The conversation's end was among the lines: what follows is of no interest.
-    No,
 }
 
 #[cfg(test)]
@@ -107,7 +109,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The lines of `input`, cut before each of `cuts`, as text; `None` is a line over the cap.
+    /// The lines of `input`, fed in chunks that end at each of `cuts`; `None` is a line over the cap.
     fn lines(input: &[u8], cap: usize, cuts: &[usize]) -> Vec<Option<Vec<u8>>> {
         let mut found = Vec::new();
         let mut splitter = LineSplitter::new(cap);
@@ -116,14 +118,14 @@ mod tests {
                 Line::Whole(line) => Some(line.to_vec()),
                 Line::TooLong => None,
             });
-            More::Yes
+            ControlFlow::Continue(())
         };
         let mut start = 0;
         for &cut in cuts {
-            splitter.feed(&input[start..cut], &mut keep);
+            assert!(splitter.feed(&input[start..cut], &mut keep).is_continue());
             start = cut;
         }
-        splitter.feed(&input[start..], &mut keep);
+        assert!(splitter.feed(&input[start..], &mut keep).is_continue());
         splitter.finish(&mut keep);
         found
     }
@@ -136,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_end_with_either_newline_and_the_last_needs_none() {
+    fn lines_end_with_either_terminator_and_the_last_needs_none() {
         assert_eq!(lines(b"a\r\nb\nc", 9, &[]), whole(&["a", "b", "c"]));
     }
 
@@ -155,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_over_the_cap_is_told_once_and_the_next_one_is_whole() {
+    fn a_line_over_the_cap_is_reported_once_and_the_next_one_is_whole() {
         let input = b"12345678901234567890\nok\n";
         for cut in 0..input.len() {
             assert_eq!(
@@ -167,18 +169,18 @@ mod tests {
     }
 
     #[test]
-    fn nothing_more_is_handed_out_once_the_reader_has_enough() {
+    fn no_line_is_yielded_after_the_reader_breaks() {
         let mut seen = 0;
-        let more = LineSplitter::new(9).feed(b"a\nb\nc\n", |_| {
+        let flow = LineSplitter::new(9).feed(b"a\nb\nc\n", |_| {
             seen += 1;
-            More::No
+            ControlFlow::Break(())
         });
-        assert_eq!((more, seen), (More::No, 1));
+        assert_eq!((flow, seen), (ControlFlow::Break(()), 1));
     }
 
     proptest! {
         #[test]
-        fn lines_do_not_depend_on_where_the_network_cut(
+        fn lines_do_not_depend_on_how_the_network_chunked(
             input in prop::collection::vec(prop_oneof![Just(b'\n'), Just(b'\r'), any::<u8>()], 0..200),
             mut cuts in prop::collection::vec(0usize..200, 0..12),
             cap in 0usize..60,
@@ -194,7 +196,7 @@ mod tests {
         ) {
             let mut splitter = LineSplitter::new(16);
             for chunk in chunks {
-                splitter.feed(&chunk, |_| More::Yes);
+                let _ = splitter.feed(&chunk, |_| ControlFlow::Continue(()));
                 prop_assert!(splitter.partial.len() <= 17);
             }
         }

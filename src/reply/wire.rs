@@ -1,4 +1,8 @@
-//! One NDJSON line of Ollama's reply -> [`ChatChunk`]: borrowed, and only the fields that decide.
+//! Parses one NDJSON line of Ollama's reply into a [`ChatChunk`]: borrowed, and only the fields that
+//! the relay acts on.
+//!
+//! The format is that of `/api/chat` as Ollama v0.33 writes it; older versions differ only in that a
+//! final line may lack its `message`.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,21 +14,20 @@ use serde_json::value::RawValue;
 /// A line of a chat response, as far as the relay needs to understand it.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ChatChunk<'a> {
-    /// `{"message": {"content": …}, "done": false}`: a piece of the completion; may be empty (a
-    /// model that thinks, a tool call).
+    /// `{"message": {"content": …}, "done": false}`: a piece of the completion, empty while the model
+    /// thinks or calls tools.
     Token {
-        /// The piece, to be appended to the ones before it with nothing in between.
+        /// To be appended to the previous pieces without a separator.
         content: Cow<'a, str>,
     },
-    /// `{…, "done": true}`: the last line; can carry content, and may lack `message`.
+    /// `{…, "done": true}`: the last line, which can carry content and may lack `message`.
     Done {
         /// The last piece.
         content: Cow<'a, str>,
     },
-    /// `{"error": …}`: Ollama failed in mid-stream. The status was sent long ago, and the line is
-    /// valid JSON like any other.
+    /// `{"error": …}`: Ollama failed in mid-stream, after its status was sent.
     Error {
-        /// Ollama's own words.
+        /// Ollama's own message.
         text: String,
     },
 }
@@ -34,14 +37,14 @@ pub enum ChatChunk<'a> {
 pub enum NotAChunk {
     /// Bytes that are not UTF-8.
     NotUtf8,
-    /// No JSON text, or one with wrong types in the fields that matter.
+    /// Not JSON, or JSON with wrong types in the fields that matter.
     NotJson,
-    /// Valid JSON that is no chat response: no object, or neither `done` nor `error`.
+    /// Valid JSON that is not a chat response: not an object, or without `done` and `error`.
     OtherShape,
 }
 
 impl NotAChunk {
-    /// What the client is told.
+    /// The message for the client.
     pub fn text(self) -> &'static str {
         match self {
             Self::NotUtf8 => "Ollama sent a line that is not valid UTF-8; it was left out",
@@ -54,9 +57,9 @@ impl NotAChunk {
 }
 
 impl<'a> ChatChunk<'a> {
-    /// Reads one line, white space around it allowed; the text is the line as it will be relayed.
+    /// Parses one line, surrounding white space allowed. Also returns the line as text, to be relayed.
     pub fn parse(line: &'a [u8]) -> Result<(&'a str, Self), NotAChunk> {
-        // The whole line first: serde_json does not look into the strings that it skips.
+        // The whole line first: serde_json does not validate the strings that it skips.
         let line = std::str::from_utf8(line).map_err(|_| NotAChunk::NotUtf8)?;
         let Fields {
             content,
@@ -81,25 +84,13 @@ impl<'a> ChatChunk<'a> {
     }
 }
 
-/// The words of an `error` value: its text, or its JSON where it is none.
-fn error_text(error: &RawValue) -> String {
+/// The text of an `error` value, or its JSON where it is not a string.
+pub(crate) fn error_text(error: &RawValue) -> String {
     serde_json::from_str(error.get()).unwrap_or_else(|_| error.get().to_owned())
 }
 
-/// Ollama's words in the body of a refusal (`{"error": "…"}`), if it has any.
-pub fn refusal_text(body: &[u8]) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Refusal<'a> {
-        #[serde(borrow)]
-        error: &'a RawValue,
-    }
-    let body = std::str::from_utf8(body).ok()?;
-    let refusal: Refusal<'_> = serde_json::from_str(body).ok()?;
-    Some(error_text(refusal.error))
-}
-
-/// The `message` of a line, to be handed on where the line itself cannot be.
-pub fn message_of(line: &str) -> Option<&RawValue> {
+/// The `message` of a line, for when the line itself cannot be sent.
+pub(super) fn message_of(line: &str) -> Option<&RawValue> {
     #[derive(Deserialize)]
     struct WithMessage<'a> {
         #[serde(borrow)]
@@ -110,8 +101,8 @@ pub fn message_of(line: &str) -> Option<&RawValue> {
         .map(|line| line.message)
 }
 
-/// The fields that decide. The visitors are written by hand since derived ones take a JSON array
-/// for a struct and copy every `Option<Cow>`.
+/// The fields that the relay acts on. The visitors are written by hand since derived ones accept a
+/// JSON array for a struct and copy every `Option<Cow>`.
 struct Fields<'a> {
     content: Cow<'a, str>,
     done: Option<bool>,
@@ -153,7 +144,7 @@ impl<'de> Deserialize<'de> for Fields<'de> {
     }
 }
 
-/// `message`, of which the relay needs the `content`; `null` is an absent one.
+/// `message`, of which the relay needs the `content`; `null` counts as absent.
 struct Message<'a> {
     content: Cow<'a, str>,
 }
@@ -192,7 +183,7 @@ impl<'de> Deserialize<'de> for Message<'de> {
     }
 }
 
-/// A string that is borrowed unless it holds escapes; `null` is an empty one.
+/// A string, borrowed unless it holds escapes; `null` counts as empty.
 struct Text<'a>(Cow<'a, str>);
 
 impl<'de> Deserialize<'de> for Text<'de> {
@@ -256,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn escapes_are_undone_in_the_token() {
+    fn escapes_in_a_token_are_decoded() {
         assert_eq!(
             parsed(r#"{"message":{"content":"a\n\"\u00e9\ud83d\ude00"},"done":false}"#),
             token("a\n\"é😀")
@@ -297,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_else_is_no_chat_response() {
+    fn anything_else_is_not_a_chat_response() {
         for (line, why) in [
             ("[null,true]", NotAChunk::OtherShape),
             ("7", NotAChunk::OtherShape),
@@ -323,15 +314,5 @@ mod tests {
             ChatChunk::parse(b"{\"x\":\"\xff\",\"done\":true}"),
             Err(NotAChunk::NotUtf8)
         );
-    }
-
-    #[test]
-    fn a_refusal_has_words_only_where_ollama_wrote_some() {
-        assert_eq!(
-            refusal_text(br#"{"error":"model 'x' not found"}"#).as_deref(),
-            Some("model 'x' not found")
-        );
-        assert_eq!(refusal_text(b""), None);
-        assert_eq!(refusal_text(b"404 page not found"), None);
     }
 }

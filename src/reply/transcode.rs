@@ -1,19 +1,22 @@
-//! A turn's reply as a state machine: lines of Ollama's go in, events for the client come out,
-//! and the text to be stored grows. It ends in one [`Outcome`].
+//! The state of one reply: takes Ollama's lines, yields events for the client, and accumulates the
+//! text to be stored. It ends in one [`Outcome`].
 //!
-//! The final event is held back: it is a receipt, and leaves only when the reply is stored.
-//! Knows no bytes, no sockets, no clock.
+//! The final event is held back: it is a receipt, to be sent only when the reply is stored. Knows no
+//! sockets and no clock.
 
 use std::borrow::Cow;
 
+use strum::{EnumString, VariantNames};
+
+use super::ndjson::Line;
+use super::sse::{ErrorData, Event};
+use super::wire::ChatChunk;
 use crate::conversation::ReplyStatus;
 use crate::error::{Code, RelayError};
-use crate::ndjson::Line;
-use crate::ollama::wire::ChatChunk;
-use crate::sse::{ErrorData, Event};
 
-/// What becomes of the white space in a stored completion.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How white space in a completion is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, EnumString, VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum Whitespace {
     /// Every run of white space (Unicode's property) is stored as one space.
     Collapse,
@@ -26,14 +29,14 @@ pub enum Whitespace {
 struct Completion {
     text: String,
     whitespace: Whitespace,
-    /// Bytes that it may have.
+    /// The most bytes that `text` may have.
     cap: usize,
 }
 
 impl Completion {
-    /// Appends a token, or nothing of it where it would not fit as it came.
+    /// Appends a token, or nothing of it where the token as generated would not fit.
     fn push(&mut self, token: &str) -> Result<(), RelayError> {
-        // A token can only shrink, but for NUL: one byte becomes the three of U+FFFD.
+        // Storing only shortens a token, except for NUL: one byte becomes the three of U+FFFD.
         let nuls = memchr::memchr_iter(0, token.as_bytes()).count();
         if self.text.len() + token.len() + 2 * nuls > self.cap {
             return Err(RelayError::new(
@@ -58,51 +61,51 @@ impl Completion {
     }
 }
 
-/// The state machine.
-#[derive(Debug)]
-pub struct Transcoder {
-    completion: Completion,
-    /// The final line, once it has come.
-    held: Option<String>,
-    /// The client was told that Ollama failed: the end of the stream is no news.
-    told: bool,
-    /// What ended the reply from our side.
-    broken: Option<RelayError>,
-}
-
-/// How the bytes from Ollama came to their end.
+/// How the bytes from Ollama ended.
 #[derive(Debug)]
 pub enum End {
-    /// The stream ended, or was not read further since it [is over](Transcoder::is_over).
+    /// The stream ended, or was not read further because the reply [is over](Transcoder::is_over).
     Closed,
-    /// It broke, was silent for too long, or never began.
+    /// The stream broke, was silent for too long, or never began.
     Failed(RelayError),
-    /// Nobody is there to read it, and nobody asked to have it finished.
+    /// The client has left, and the operator wants no reply finished without one.
     ClientLeft,
 }
 
-/// What a turn comes to.
-#[derive(Debug)]
+/// What a reply comes to.
+#[derive(Debug, PartialEq)]
 pub struct Outcome {
     /// The text to be stored, if anything was generated.
     pub reply: Option<(String, ReplyStatus)>,
-    /// What the client is told last, once the reply is stored.
+    /// What the client is sent last, once the reply is stored.
     pub last: Last,
 }
 
 /// The end of the client's stream.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Last {
-    /// The final event that was held back: the line as it came.
+    /// The final line, held back until now.
     Done(String),
-    /// A failure.
+    /// A failure that the client has not been sent yet.
     Error(RelayError),
-    /// Everything was said.
+    /// The client has everything.
     Nothing,
 }
 
+/// The state machine.
+#[derive(Debug)]
+pub struct Transcoder {
+    completion: Completion,
+    /// The final line, once it has arrived.
+    final_line: Option<String>,
+    /// The client was sent Ollama's own error: the end of the stream is not another one.
+    error_sent: bool,
+    /// A limit of ours that ended the reply.
+    over_limit: Option<RelayError>,
+}
+
 impl Transcoder {
-    /// A reply of at most `cap` bytes in which nothing was said yet.
+    /// The start of a reply of at most `cap` bytes.
     pub fn new(whitespace: Whitespace, cap: usize) -> Self {
         Self {
             completion: Completion {
@@ -110,13 +113,13 @@ impl Transcoder {
                 whitespace,
                 cap,
             },
-            held: None,
-            told: false,
-            broken: None,
+            final_line: None,
+            error_sent: false,
+            over_limit: None,
         }
     }
 
-    /// Takes the next line and says what the client is told at once.
+    /// Takes the next line and returns the event that the client is sent at once, if any.
     pub fn accept<'a>(&mut self, line: Line<'a>) -> Option<Event<'a>> {
         let line = match line {
             Line::Whole(line) if line.trim_ascii().is_empty() => return None,
@@ -129,36 +132,34 @@ impl Transcoder {
             }
         };
         match ChatChunk::parse(line) {
-            Ok((line, ChatChunk::Token { content })) => match self.completion.push(&content) {
-                Ok(()) => Some(Event::Data(line)),
-                Err(too_long) => self.break_off(too_long),
-            },
-            Ok((line, ChatChunk::Done { content })) => match self.completion.push(&content) {
-                Ok(()) => {
-                    self.held = Some(line.to_owned());
-                    None
+            Ok((line, ChatChunk::Token { content })) => {
+                self.push(&content).then_some(Event::Data(line))
+            }
+            Ok((line, ChatChunk::Done { content })) => {
+                if self.push(&content) {
+                    self.final_line = Some(line.to_owned());
                 }
-                Err(too_long) => self.break_off(too_long),
-            },
+                None
+            }
             Ok((_, ChatChunk::Error { text })) => {
-                self.told = true;
+                self.error_sent = true;
                 Some(error(Code::OllamaError, text))
             }
             Err(not_a_chunk) => Some(error(Code::InvalidLine, not_a_chunk.text())),
         }
     }
 
-    /// Whether the reply has come to its end, so that no further line is of interest.
+    /// Whether the reply has ended, so that no further line is needed.
     pub fn is_over(&self) -> bool {
-        self.held.is_some() || self.broken.is_some()
+        self.final_line.is_some() || self.over_limit.is_some()
     }
 
-    /// The end of the bytes: what to store, and what to say last.
+    /// Ends the reply: what to store, and what to send last.
     pub fn end(self, end: End) -> Outcome {
-        let (status, last) = match (self.held, self.broken, end) {
+        let (status, last) = match (self.final_line, self.over_limit, end) {
             (Some(line), _, _) => (ReplyStatus::Complete, Last::Done(line)),
-            (None, Some(broken), _) => (ReplyStatus::Partial, Last::Error(broken)),
-            (None, None, _) if self.told => (ReplyStatus::Partial, Last::Nothing),
+            (None, Some(error), _) => (ReplyStatus::Partial, Last::Error(error)),
+            (None, None, _) if self.error_sent => (ReplyStatus::Partial, Last::Nothing),
             (None, None, End::Failed(error)) => (ReplyStatus::Partial, Last::Error(error)),
             (None, None, End::ClientLeft) => (ReplyStatus::Partial, Last::Nothing),
             (None, None, End::Closed) => (
@@ -176,9 +177,15 @@ impl Transcoder {
         }
     }
 
-    fn break_off(&mut self, why: RelayError) -> Option<Event<'static>> {
-        self.broken = Some(why);
-        None
+    /// Appends to the completion, or ends the reply where it does not fit; whether it did.
+    fn push(&mut self, content: &str) -> bool {
+        match self.completion.push(content) {
+            Ok(()) => true,
+            Err(over_limit) => {
+                self.over_limit = Some(over_limit);
+                false
+            }
+        }
     }
 }
 
@@ -229,14 +236,14 @@ mod tests {
 
     #[test]
     fn the_final_event_is_held_back() {
-        let mut turn = transcoder();
+        let mut reply = transcoder();
         assert!(matches!(
-            turn.accept(Line::Whole(TOKEN)),
+            reply.accept(Line::Whole(TOKEN)),
             Some(Event::Data(_))
         ));
-        assert!(turn.accept(Line::Whole(DONE)).is_none());
-        assert!(turn.is_over());
-        let outcome = turn.end(End::Closed);
+        assert!(reply.accept(Line::Whole(DONE)).is_none());
+        assert!(reply.is_over());
+        let outcome = reply.end(End::Closed);
         assert_eq!(outcome.reply, Some(("hi".into(), ReplyStatus::Complete)));
         assert_eq!(
             outcome.last,
@@ -246,9 +253,9 @@ mod tests {
 
     #[test]
     fn an_end_without_done_is_a_partial_reply_and_an_error() {
-        let mut turn = transcoder();
-        turn.accept(Line::Whole(TOKEN));
-        let outcome = turn.end(End::Closed);
+        let mut reply = transcoder();
+        reply.accept(Line::Whole(TOKEN));
+        let outcome = reply.end(End::Closed);
         assert_eq!(outcome.reply, Some(("hi".into(), ReplyStatus::Partial)));
         assert!(matches!(
             outcome.last,
@@ -261,20 +268,20 @@ mod tests {
 
     #[test]
     fn after_an_error_line_the_end_is_no_second_error() {
-        let mut turn = transcoder();
-        turn.accept(Line::Whole(br#"{"error":"boom"}"#));
-        assert!(!turn.is_over());
-        let outcome = turn.end(End::Closed);
+        let mut reply = transcoder();
+        reply.accept(Line::Whole(br#"{"error":"boom"}"#));
+        assert!(!reply.is_over());
+        let outcome = reply.end(End::Closed);
         assert_eq!((outcome.reply, outcome.last), (None, Last::Nothing));
     }
 
     #[test]
     fn a_token_that_does_not_fit_is_neither_shown_nor_stored() {
-        let mut turn = Transcoder::new(Whitespace::Preserve, 3);
-        assert!(turn.accept(Line::Whole(TOKEN)).is_some());
-        assert!(turn.accept(Line::Whole(TOKEN)).is_none());
-        assert!(turn.is_over());
-        let outcome = turn.end(End::Closed);
+        let mut reply = Transcoder::new(Whitespace::Preserve, 3);
+        assert!(reply.accept(Line::Whole(TOKEN)).is_some());
+        assert!(reply.accept(Line::Whole(TOKEN)).is_none());
+        assert!(reply.is_over());
+        let outcome = reply.end(End::Closed);
         assert_eq!(outcome.reply, Some(("hi".into(), ReplyStatus::Partial)));
         assert!(matches!(
             outcome.last,

@@ -1,0 +1,48 @@
+//! The client's side of HTTP: a request's bytes in, answers and event streams out.
+//!
+//! Knows statuses, headers and bodies, but no route and no chat.
+
+use http::Method;
+use spin_sdk::wasip3::http::types::{Fields, Method as WasiMethod, Request};
+
+mod body;
+mod events;
+mod response;
+
+pub(crate) use body::{BodyError, read_body};
+pub(crate) use events::EventStream;
+pub(crate) use response::{event_stream, rejection};
+
+/// A request's method, and its path without the query.
+pub(crate) fn target(request: &Request) -> (Option<Method>, String) {
+    let mut path = request.get_path_with_query().unwrap_or_default();
+    if let Some(query) = path.find('?') {
+        path.truncate(query);
+    }
+    (method(&request.get_method()), path)
+}
+
+/// A standard method; no route has any other.
+fn method(method: &WasiMethod) -> Option<Method> {
+    Some(match method {
+        WasiMethod::Get => Method::GET,
+        WasiMethod::Head => Method::HEAD,
+        WasiMethod::Post => Method::POST,
+        WasiMethod::Put => Method::PUT,
+        WasiMethod::Delete => Method::DELETE,
+        WasiMethod::Connect => Method::CONNECT,
+        WasiMethod::Options => Method::OPTIONS,
+        WasiMethod::Trace => Method::TRACE,
+        WasiMethod::Patch => Method::PATCH,
+        WasiMethod::Other(_) => return None,
+    })
+}
+
+/// Headers in one host call. Their names and values are valid, and not forbidden.
+pub(crate) fn fields(headers: &[(&str, &str)]) -> Fields {
+    let headers: Vec<_> = headers
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), value.as_bytes().to_vec()))
+        .collect();
+    Fields::from_list(&headers).unwrap_or_else(|_| Fields::new())
+}

@@ -1,0 +1,37 @@
+//! The heads of answers: JSON for a rejection, or the start of an event stream.
+
+use spin_sdk::wasip3::http::types::{ErrorCode, Response};
+use spin_sdk::wasip3::{spawn, wit_future, wit_stream};
+
+use super::events::{BodyWriter, EventStream};
+use super::fields;
+use crate::error::Rejection;
+
+/// A rejection in JSON.
+pub(crate) fn rejection(rejection: &Rejection) -> Response {
+    let mut headers = vec![("content-type", "application/json")];
+    headers.extend_from_slice(&rejection.headers);
+    let json = rejection.to_json();
+    let (mut writer, reader) = wit_stream::new();
+    let (_, trailers) = wit_future::new(|| Ok(None));
+    spawn(async move {
+        writer.write_all(json).await;
+    });
+    let (response, _) = Response::new(fields(&headers), Some(reader), trailers);
+    let _ = response.set_status_code(rejection.status.as_u16());
+    response
+}
+
+/// The head of an event stream, and the end that events are written to.
+pub(crate) fn event_stream() -> (Response, EventStream) {
+    let headers = [
+        ("content-type", "text/event-stream"),
+        ("cache-control", "no-cache"),
+        ("x-accel-buffering", "no"),
+    ];
+    let (writer, reader) = wit_stream::new();
+    let (end, trailers) = wit_future::new(|| Err(ErrorCode::ConnectionTerminated));
+    // Its status is 200 by default.
+    let (response, _) = Response::new(fields(&headers), Some(reader), trailers);
+    (response, EventStream::new(BodyWriter::new(writer, end)))
+}

@@ -1,0 +1,65 @@
+//! Why the database did not do what it was asked to, sorted by what can be done about it.
+
+use thiserror::Error;
+
+/// A failure of the database.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{kind}: {why}")]
+pub(crate) struct StoreError {
+    pub(crate) kind: Kind,
+    /// The message of the database or the host, for the log. Neither repeats passwords.
+    pub(crate) why: String,
+}
+
+/// What can be done about a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub(crate) enum Kind {
+    /// The table is missing or old: migrate and try again.
+    #[error("the schema is missing or old")]
+    Schema,
+    /// The database's role may not create or change the table.
+    #[error("the role lacks a right")]
+    NotAllowed,
+    /// A value does not fit into its column (an older table's may be narrower).
+    #[error("a value was refused")]
+    Refused,
+    /// The result is larger than the host hands out: it can be read row by row instead.
+    #[error("the result is too large")]
+    TooLarge,
+    /// No answer, no connection, too busy: another try may succeed.
+    #[error("the database is unavailable")]
+    Unavailable,
+    /// Anything else: another try would fail in the same way.
+    #[error("the database failed")]
+    Failed,
+}
+
+impl StoreError {
+    pub(crate) fn new(kind: Kind, why: impl Into<String>) -> Self {
+        let why = why.into();
+        Self { kind, why }
+    }
+
+    /// A row that the migrations do not make possible.
+    pub(super) fn unexpected_row() -> Self {
+        Self::new(
+            Kind::Failed,
+            "the table `chatts` has columns of unexpected types",
+        )
+    }
+
+    /// What the client may learn: which part failed, and who can do what.
+    pub(crate) fn for_client(&self) -> &'static str {
+        match self.kind {
+            Kind::NotAllowed => {
+                "The database's role may not create or change the table `chatts`: apply the files in `migrations/` with a role that may."
+            }
+            Kind::Unavailable => {
+                "The database cannot be reached or does not answer: try again later."
+            }
+            Kind::Schema | Kind::Refused | Kind::TooLarge | Kind::Failed => {
+                "The database failed: the server's log says why."
+            }
+        }
+    }
+}

@@ -1,0 +1,20 @@
+-- Begins a turn with a prompt of one message, as most are: half the planning of begin.sql.
+-- $1 appid, $2 turn_id, $3 role, $4 content, $5 id
+WITH prompt AS (
+    INSERT INTO chatts (name, message, id, time, appid, turn_id, turn_start)
+    VALUES ($3::text, $4::text, $5::uuid, now(), $1::text, $2::uuid, greatest(now(), (
+        SELECT coalesce(turn_start, time) + interval '1 microsecond' FROM chatts
+        WHERE appid = $1 AND coalesce(turn_start, time) IS NOT NULL
+        ORDER BY coalesce(turn_start, time) DESC LIMIT 1
+    )))
+    ON CONFLICT (id) WHERE turn_id IS NOT NULL DO NOTHING
+    RETURNING turn_start
+)
+SELECT count(*), (extract(epoch FROM max(turn_start)) * 1000000)::bigint, (
+    SELECT string_agg(
+        '{"role":' || to_json(name) || ',"content":' || to_json(message) || '}', ','
+        ORDER BY coalesce(turn_start, time), turn_id, seq
+    )
+    FROM chatts WHERE appid = $1
+)
+FROM prompt
