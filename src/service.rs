@@ -75,17 +75,7 @@ async fn prompt(request: Request, config: Rc<Config>) -> Result<Response, Reject
     let mut ticker = Ticker::new(config.timeouts.tick());
     let (limits, stall) = (config.limits, config.timeouts.client_stall);
     let body = client::read_body(request, limits.body_bytes, &mut ticker, stall).await;
-    let body = body.map_err(|error| match error {
-        BodyError::TooLarge => {
-            let limit = limits.body_bytes;
-            InvalidRequest::TooLarge { limit }.into()
-        }
-        BodyError::TimedOut => Rejection::new(
-            StatusCode::REQUEST_TIMEOUT,
-            "The body did not come in time.",
-        ),
-        BodyError::BrokeOff => Rejection::new(StatusCode::BAD_REQUEST, "The body broke off."),
-    })?;
+    let body = body.map_err(|error| body_failed(error, limits.body_bytes))?;
     let request = ChatRequest::parse(&body, &limits)?;
     drop(body);
     let store = Database::open(config.database_url.as_deref());
@@ -93,6 +83,17 @@ async fn prompt(request: Request, config: Rc<Config>) -> Result<Response, Reject
     let (response, client) = client::event_stream();
     spawn(turn.run(client, ticker));
     Ok(response)
+}
+
+fn body_failed(error: BodyError, limit: usize) -> Rejection {
+    match error {
+        BodyError::TooLarge => InvalidRequest::TooLarge { limit }.into(),
+        BodyError::TimedOut => Rejection::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "The body did not come in time.",
+        ),
+        BodyError::BrokeOff => Rejection::new(StatusCode::BAD_REQUEST, "The body broke off."),
+    }
 }
 
 impl From<InvalidVariable> for Rejection {
@@ -145,6 +146,8 @@ impl From<StoreError> for Rejection {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -176,39 +179,60 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_failure_is_the_clients_or_the_operators_and_says_so() {
+    /// Every failure that is an answer.
+    fn rejections() -> Vec<Rejection> {
         let store = |kind| StoreError::new(kind, "the database's own message");
-        for (rejection, status, in_detail) in [
-            (
-                Rejection::from(InvalidRequest::TooLarge { limit: 7 }),
-                413,
-                "",
-            ),
-            (
-                InvalidRequest::of("model", "must not be empty").into(),
-                422,
-                "",
-            ),
-            (NotBegun::Empty.into(), 422, ""),
-            (NotBegun::Busy.into(), 409, ""),
-            (store(Kind::Refused).into(), 422, ""),
-            (store(Kind::NotAllowed).into(), 500, "own message"),
-            (
-                NotBegun::Store(store(Kind::Unavailable)).into(),
-                500,
-                "own message",
-            ),
-            (store(Kind::Failed).into(), 500, "own message"),
-        ] {
-            assert_eq!(rejection.status.as_u16(), status, "{rejection:?}");
-            assert!(rejection.detail.contains(in_detail), "{rejection:?}");
-            let is_kept_from_client = !rejection.error.contains("own message");
-            assert_eq!(
-                is_kept_from_client,
-                status != 422 || in_detail.is_empty() && !rejection.error.contains("older table"),
-                "{rejection:?}"
-            );
+        let body = |error| body_failed(error, 7);
+        let mut all = vec![
+            route(None, "/").unwrap_err(),
+            route(None, "/llmchat").unwrap_err(),
+            InvalidRequest::of("model", "must not be empty").into(),
+            NotBegun::Empty.into(),
+            NotBegun::Busy.into(),
+            NotBegun::Store(store(Kind::Schema)).into(),
+        ];
+        all.extend(
+            [
+                BodyError::TooLarge,
+                BodyError::TimedOut,
+                BodyError::BrokeOff,
+            ]
+            .map(body),
+        );
+        let kinds = [
+            Kind::NotAllowed,
+            Kind::Refused,
+            Kind::TooLarge,
+            Kind::Unavailable,
+            Kind::Failed,
+        ];
+        all.extend(kinds.map(|kind| store(kind).into()));
+        all
+    }
+
+    #[test]
+    fn what_only_the_operator_can_fix_is_in_the_log_and_not_in_the_answer() {
+        for rejection in rejections() {
+            let is_operators = rejection.status.is_server_error();
+            let told = rejection.error.contains("database's own message");
+            let logged = rejection.detail.contains("database's own message");
+            assert_eq!(logged, is_operators, "{rejection:?}");
+            // A value that does not fit is the client's to shorten.
+            let is_value = rejection.error.contains("too long for a column");
+            assert_eq!(told, is_value, "{rejection:?}");
         }
+    }
+
+    #[test]
+    fn the_readme_lists_every_status() {
+        let readme = include_str!("../README.md");
+        let (_, table) = readme.split_once("| status | |").unwrap();
+        let (table, _) = table.split_once("\n\n").unwrap();
+        let listed: BTreeSet<u16> = table
+            .split('`')
+            .filter_map(|text| text.parse().ok())
+            .collect();
+        let statuses = rejections().into_iter().map(|it| it.status.as_u16());
+        assert_eq!(listed, statuses.collect());
     }
 }
