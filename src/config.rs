@@ -249,7 +249,7 @@ fn duration(value: &str) -> Result<Duration, String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::cell::RefCell;
     use std::collections::{BTreeMap, BTreeSet};
 
@@ -325,6 +325,15 @@ mod tests {
         };
         let config = read(Source { get }).now_or_never().unwrap();
         (config, asked.into_inner())
+    }
+
+    /// The default settings, changed.
+    pub(crate) fn config(changes: &[(&str, &str)]) -> Rc<Config> {
+        let mut variables = defaults();
+        for (name, value) in changes {
+            variables.insert((*name).to_owned(), (*value).to_owned());
+        }
+        Rc::new(read_from(&variables).0.ok().unwrap())
     }
 
     #[test]

@@ -65,7 +65,7 @@ pub(crate) struct EventStream<S = BodyWriter> {
 }
 
 impl<S: Sink> EventStream<S> {
-    pub(super) fn new(sink: S) -> Self {
+    pub(crate) fn new(sink: S) -> Self {
         Self { sink: Some(sink) }
     }
 
@@ -119,7 +119,7 @@ impl<S: Sink> EventStream<S> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::cell::RefCell;
     use std::future::pending;
     use std::rc::Rc;
@@ -133,19 +133,19 @@ mod tests {
 
     /// A body whose reader takes `at_once` bytes a write, each of which takes `delay`.
     #[derive(Default)]
-    struct Recording {
-        clock: Manual,
-        at_once: usize,
-        delay: Duration,
-        reader_gone: bool,
-        seen: Rc<RefCell<Seen>>,
+    pub(crate) struct Recording {
+        pub(crate) clock: Manual,
+        pub(crate) at_once: usize,
+        pub(crate) delay: Duration,
+        pub(crate) reader_gone: bool,
+        pub(crate) seen: Rc<RefCell<Seen>>,
     }
 
     #[derive(Debug, Default)]
-    struct Seen {
-        bytes: Vec<u8>,
-        writes: usize,
-        closed: bool,
+    pub(crate) struct Seen {
+        pub(crate) bytes: Vec<u8>,
+        pub(crate) writes: usize,
+        pub(crate) closed: bool,
     }
 
     impl Sink for Recording {

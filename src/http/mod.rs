@@ -10,7 +10,9 @@ mod events;
 mod response;
 
 pub(crate) use body::{BodyError, read_body};
-pub(crate) use events::EventStream;
+#[cfg(test)]
+pub(crate) use events::tests;
+pub(crate) use events::{BodyWriter, EventStream, Sink};
 pub(crate) use response::{event_stream, rejection};
 
 /// A request's method, and its path without the query.

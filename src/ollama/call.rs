@@ -16,10 +16,18 @@ use crate::config::{OllamaUrl, Timeouts};
 use crate::error::{Code, RelayError};
 use crate::http::fields;
 
-/// Ollama's answer, its body still to be read. Dropping it closes the connection, which makes Ollama stop
-/// generating.
-pub(crate) struct Answer {
-    pub(crate) status: StatusCode,
+/// Ollama's answer, its body still to be read: WASI's in the component, a scripted one in unit tests.
+/// Dropping it closes the connection, which makes Ollama stop generating.
+pub(crate) trait Answer {
+    fn status(&self) -> StatusCode;
+    /// Reads what has arrived into `buffer`, or waits for it.
+    async fn read(&mut self, buffer: Vec<u8>) -> Piece;
+    /// After the last piece: whether the body ended cleanly or broke off.
+    async fn end(self) -> Result<(), RelayError>;
+}
+
+struct Received {
+    status: StatusCode,
     body: StreamReader<u8>,
     end: FutureReader<Result<Option<Fields>, ErrorCode>>,
 }
@@ -32,17 +40,19 @@ pub(crate) enum Piece {
     Last(Vec<u8>),
 }
 
-impl Answer {
-    /// Reads what has arrived into `buffer`, or waits for it.
-    pub(crate) async fn read(&mut self, buffer: Vec<u8>) -> Piece {
+impl Answer for Received {
+    fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    async fn read(&mut self, buffer: Vec<u8>) -> Piece {
         match self.body.read(buffer).await {
             (StreamResult::Complete(_), bytes) => Piece::Bytes(bytes),
             (_, bytes) => Piece::Last(bytes),
         }
     }
 
-    /// After the last piece: whether the body ended cleanly or broke off.
-    pub(crate) async fn end(self) -> Result<(), RelayError> {
+    async fn end(self) -> Result<(), RelayError> {
         self.end.await.map(drop).map_err(|error| match error {
             ErrorCode::ConnectionReadTimeout | ErrorCode::HttpResponseTimeout => idle(),
             error => RelayError::new(
@@ -61,14 +71,14 @@ pub(crate) async fn send(
     url: &OllamaUrl,
     body: Vec<u8>,
     timeouts: &Timeouts,
-) -> Result<Answer, RelayError> {
+) -> Result<impl Answer + use<>, RelayError> {
     let response = client::send(request(url, body, timeouts))
         .await
         .map_err(failed)?;
     let status = StatusCode::from_u16(response.get_status_code());
     let (_, no_error) = wit_future::new(|| Ok(()));
     let (body, end) = Response::consume_body(response, no_error);
-    Ok(Answer {
+    Ok(Received {
         // A number that is no status is no answer that could be used.
         status: status.unwrap_or(StatusCode::BAD_GATEWAY),
         body,
@@ -166,5 +176,61 @@ fn name(error: &ErrorCode) -> Cow<'static, str> {
         ErrorCode::ConnectionTerminated => "connection closed".into(),
         ErrorCode::InternalError(_) => "connection failed".into(),
         error => format!("{error:?}").into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_that_fails_says_whether_ollama_was_reached() {
+        for (error, code, text) in [
+            (
+                ErrorCode::ConnectionRefused,
+                Code::OllamaUnreachable,
+                "(connection refused): is it running",
+            ),
+            (
+                ErrorCode::DestinationNotFound,
+                Code::OllamaUnreachable,
+                "(its host name is not known)",
+            ),
+            (
+                ErrorCode::ConnectionTimeout,
+                Code::OllamaUnreachable,
+                "ollama_connect_timeout",
+            ),
+            (
+                ErrorCode::HttpRequestDenied,
+                Code::OllamaUnreachable,
+                "allowed_outbound_hosts",
+            ),
+            (
+                ErrorCode::InternalError(Some("at 10.0.0.1".into())),
+                Code::OllamaUnreachable,
+                "(connection failed)",
+            ),
+            (
+                ErrorCode::HttpResponseIncomplete,
+                Code::OllamaBrokeOff,
+                "broke off without an answer",
+            ),
+            (
+                ErrorCode::ConnectionTerminated,
+                Code::OllamaBrokeOff,
+                "(connection closed)",
+            ),
+            (
+                ErrorCode::HttpResponseTimeout,
+                Code::OllamaTimeout,
+                "ollama_first_byte_timeout",
+            ),
+        ] {
+            let failed = failed(error);
+            assert_eq!(failed.code, code, "{failed}");
+            assert!(failed.text.contains(text), "{failed}");
+            assert!(!failed.text.contains("10.0.0.1"));
+        }
     }
 }

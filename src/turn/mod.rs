@@ -24,7 +24,7 @@ use crate::error::{Code, RelayError};
 use crate::http::EventStream;
 use crate::ids::Ids;
 use crate::log;
-use crate::ollama::body;
+use crate::ollama::{body, call};
 use crate::permit::Permit;
 use crate::reply::{Last, Outcome, Pipeline};
 use crate::request::ChatRequest;
@@ -130,8 +130,10 @@ impl Turn {
             self.config.max_completion_bytes,
             self.config.completion_whitespace,
         );
+        let config = self.config.clone();
         let body = std::mem::take(&mut self.body);
-        let end = relay.run(&mut pipeline, body).await;
+        let sending = call::send(&config.ollama_url, body, &config.timeouts);
+        let end = relay.run(&mut pipeline, sending).await;
         let Outcome { reply, last } = pipeline.end(end);
         if let Last::Error(error) = &last {
             self.log(error);

@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::clock::{Deadline, Ticker};
+use crate::clock::{Clock, Deadline, Monotonic, Ticker};
 use crate::config::{Config, OnDisconnect};
 use crate::error::{Code, RelayError};
-use crate::http::EventStream;
+use crate::http::{BodyWriter, EventStream, Sink};
 use crate::ollama::call::{self, Answer, Piece};
 use crate::ollama::refusal;
 use crate::reply::sse::COMMENT;
@@ -25,9 +25,9 @@ const CHUNK: usize = 16 * 1024;
 const REFUSAL_MAX: usize = 64 * 1024;
 
 /// The way from Ollama to the client.
-pub(super) struct Relay {
-    client: EventStream,
-    pub(super) ticker: Ticker,
+pub(super) struct Relay<S = BodyWriter, C = Monotonic> {
+    client: EventStream<S>,
+    pub(super) ticker: Ticker<C>,
     config: Rc<Config>,
     /// When the turn must have ended.
     turn_deadline: Deadline,
@@ -37,8 +37,8 @@ pub(super) struct Relay {
     events: Vec<u8>,
 }
 
-impl Relay {
-    pub(super) fn new(client: EventStream, ticker: Ticker, config: Rc<Config>) -> Self {
+impl<S: Sink, C: Clock> Relay<S, C> {
+    pub(super) fn new(client: EventStream<S>, ticker: Ticker<C>, config: Rc<Config>) -> Self {
         Self {
             client,
             turn_deadline: ticker.deadline_from_start(config.timeouts.turn),
@@ -49,23 +49,29 @@ impl Relay {
         }
     }
 
-    /// Relays the reply to `body` until it ends or fails.
-    pub(super) async fn run(&mut self, pipeline: &mut Pipeline, body: Vec<u8>) -> End {
-        match self.relay(pipeline, body).await {
+    /// Relays the answer to the request that `sending` sends, until it ends or fails.
+    pub(super) async fn run(
+        &mut self,
+        pipeline: &mut Pipeline,
+        sending: impl Future<Output = Result<impl Answer, RelayError>>,
+    ) -> End {
+        match self.relay(pipeline, sending).await {
             Ok(()) => End::Closed,
             Err(end) => end,
         }
     }
 
-    async fn relay(&mut self, pipeline: &mut Pipeline, body: Vec<u8>) -> Result<(), End> {
-        let config = self.config.clone();
-        let timeouts = &config.timeouts;
-        let sending = call::send(&config.ollama_url, body, timeouts);
+    async fn relay(
+        &mut self,
+        pipeline: &mut Pipeline,
+        sending: impl Future<Output = Result<impl Answer, RelayError>>,
+    ) -> Result<(), End> {
+        let timeouts = self.config.timeouts;
         let mut answer = self
             .wait(sending, timeouts.ollama_first_byte, call::no_first_byte)
             .await?
             .map_err(End::Failed)?;
-        if answer.status != StatusCode::OK {
+        if answer.status() != StatusCode::OK {
             return Err(self.refused(answer).await?);
         }
 
@@ -98,7 +104,7 @@ impl Relay {
     }
 
     /// Reads the body of an answer with another status than 200.
-    async fn refused(&mut self, mut answer: Answer) -> Result<End, End> {
+    async fn refused(&mut self, mut answer: impl Answer) -> Result<End, End> {
         let idle = self.config.timeouts.ollama_idle;
         let mut body = Vec::with_capacity(1024);
         while body.len() < REFUSAL_MAX {
@@ -113,7 +119,7 @@ impl Relay {
                 }
             }
         }
-        Ok(End::Failed(refusal::refused(answer.status, &body)))
+        Ok(End::Failed(refusal::refused(answer.status(), &body)))
     }
 
     /// Waits for Ollama, for `limit` at most, and sends comments meanwhile.
@@ -167,6 +173,227 @@ impl Relay {
         reply::write_last(last, not_stored, &mut self.events);
         if self.send().await.is_ok() {
             self.client.close().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::collections::VecDeque;
+    use std::future::pending;
+
+    use super::*;
+    use crate::clock::nanoseconds;
+    use crate::clock::tests::Manual;
+    use crate::config::tests::config;
+    use crate::http::tests::{Recording, Seen};
+    use crate::reply::{Outcome, Whitespace};
+
+    const STEP: Duration = Duration::from_millis(100);
+    const TOKEN: &str = "{\"message\":{\"content\":\"hi\"},\"done\":false}\n";
+    const DONE: &str = "{\"done\":true}\n";
+
+    /// What Ollama does next.
+    enum Step {
+        Bytes(&'static str),
+        Silence(Duration),
+        Hang,
+        BreakOff,
+    }
+
+    struct Scripted {
+        clock: Manual,
+        status: StatusCode,
+        steps: VecDeque<Step>,
+    }
+
+    impl Answer for Scripted {
+        fn status(&self) -> StatusCode {
+            self.status
+        }
+
+        async fn read(&mut self, mut buffer: Vec<u8>) -> Piece {
+            loop {
+                match self.steps.pop_front() {
+                    Some(Step::Bytes(bytes)) => {
+                        buffer.extend_from_slice(bytes.as_bytes());
+                        return Piece::Bytes(buffer);
+                    }
+                    Some(Step::Silence(duration)) => {
+                        let end = self.clock.elapsed() + duration;
+                        self.clock.wait_until(nanoseconds(end)).await;
+                    }
+                    Some(Step::Hang) => pending().await,
+                    Some(Step::BreakOff) => {
+                        self.steps.push_front(Step::BreakOff);
+                        return Piece::Last(buffer);
+                    }
+                    None => return Piece::Last(buffer),
+                }
+            }
+        }
+
+        async fn end(self) -> Result<(), RelayError> {
+            match self.steps.is_empty() {
+                true => Ok(()),
+                false => Err(RelayError::new(Code::OllamaBrokeOff, "broken")),
+            }
+        }
+    }
+
+    /// One relay, to a client that takes everything unless it has left.
+    struct Scene {
+        clock: Manual,
+        changes: Vec<(&'static str, &'static str)>,
+        client_left: bool,
+        seen: Rc<RefCell<Seen>>,
+    }
+
+    impl Scene {
+        fn with(changes: &[(&'static str, &'static str)]) -> Self {
+            Self {
+                clock: Manual::default(),
+                changes: changes.to_vec(),
+                client_left: false,
+                seen: Rc::default(),
+            }
+        }
+
+        fn answer(&self, status: u16, steps: impl IntoIterator<Item = Step>) -> Scripted {
+            Scripted {
+                clock: self.clock.clone(),
+                status: StatusCode::from_u16(status).unwrap(),
+                steps: steps.into_iter().collect(),
+            }
+        }
+
+        fn relay(
+            &self,
+            sending: impl Future<Output = Result<Scripted, RelayError>>,
+        ) -> (Outcome, String) {
+            let client = EventStream::new(Recording {
+                clock: self.clock.clone(),
+                at_once: usize::MAX,
+                reader_gone: self.client_left,
+                seen: self.seen.clone(),
+                ..Recording::default()
+            });
+            let mut relay = Relay::new(client, self.clock.ticker(), config(&self.changes));
+            let mut pipeline = Pipeline::new(1000, 1000, Whitespace::Preserve);
+            let end = self.clock.run(STEP, relay.run(&mut pipeline, sending));
+            let events = String::from_utf8(self.seen.borrow().bytes.clone()).unwrap();
+            (pipeline.end(end), events)
+        }
+
+        fn run(&self, steps: impl IntoIterator<Item = Step>) -> (Outcome, String) {
+            let answer = self.answer(200, steps);
+            self.relay(async { Ok(answer) })
+        }
+    }
+
+    fn code(outcome: &Outcome) -> Code {
+        match &outcome.last {
+            Last::Error(error) => error.code,
+            other => panic!("no error: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn all_events_of_one_read_are_one_write_and_the_last_is_held_back() {
+        let scene = Scene::with(&[]);
+        let both = "{\"done\":false}\n{\"done\":false}\n{\"do";
+        let (outcome, events) = scene.run([Step::Bytes(both), Step::Bytes("ne\":true}\n")]);
+        assert_eq!(events, "data: {\"done\":false}\n\n".repeat(2));
+        assert_eq!(scene.seen.borrow().writes, 1);
+        assert_eq!(outcome.last, Last::Done("{\"done\":true}".into()));
+    }
+
+    #[test]
+    fn nothing_is_waited_for_after_done() {
+        let (outcome, _) = Scene::with(&[]).run([Step::Bytes(DONE), Step::Hang]);
+        assert!(matches!(outcome.last, Last::Done(_)));
+    }
+
+    #[test]
+    fn a_last_line_without_its_newline_counts_only_after_a_clean_end() {
+        let line = DONE.trim_end();
+        let (outcome, _) = Scene::with(&[]).run([Step::Bytes(line)]);
+        assert!(matches!(outcome.last, Last::Done(_)));
+        let (outcome, _) = Scene::with(&[]).run([Step::Bytes(line), Step::BreakOff]);
+        assert_eq!(code(&outcome), Code::OllamaBrokeOff);
+    }
+
+    #[test]
+    fn silence_is_broken_by_comments() {
+        let scene = Scene::with(&[("comment_interval", "5s")]);
+        let silence = Step::Silence(Duration::from_secs(18));
+        let (_, events) = scene.run([silence, Step::Bytes(TOKEN), Step::Bytes(DONE)]);
+        assert_eq!(events.matches(": waiting\n").count(), 3, "{events}");
+        assert!(events.ends_with("\n\n") && events.contains("data: "));
+    }
+
+    #[test]
+    fn each_wait_for_ollama_has_its_bound() {
+        for (variable, steps, expected) in [
+            (
+                "ollama_idle_timeout",
+                vec![Step::Bytes(TOKEN), Step::Hang],
+                Code::OllamaTimeout,
+            ),
+            (
+                "turn_timeout",
+                vec![Step::Bytes(TOKEN), Step::Hang],
+                Code::TurnTimeout,
+            ),
+        ] {
+            let scene = Scene::with(&[(variable, "7s")]);
+            let (outcome, _) = scene.run(steps);
+            assert_eq!(code(&outcome), expected);
+            assert!(outcome.reply.is_some_and(|(text, _)| text == "hi"));
+            let took = scene.clock.elapsed();
+            assert!((7..8).contains(&took.as_secs()), "{took:?}");
+        }
+        let scene = Scene::with(&[("ollama_first_byte_timeout", "7s")]);
+        let (outcome, _) = scene.relay(pending());
+        assert_eq!(code(&outcome), Code::OllamaTimeout);
+        assert_eq!(scene.clock.elapsed().as_secs(), 7);
+    }
+
+    #[test]
+    fn a_turn_is_bounded_however_slowly_ollama_sends() {
+        let scene = Scene::with(&[("turn_timeout", "30s")]);
+        let slow = || [Step::Silence(Duration::from_secs(4)), Step::Bytes(TOKEN)];
+        let (outcome, _) = scene.run((0..100).flat_map(|_| slow()));
+        assert_eq!(code(&outcome), Code::TurnTimeout);
+        assert!(scene.clock.elapsed() < Duration::from_secs(31));
+    }
+
+    #[test]
+    fn a_refusal_is_read_whole_and_reported() {
+        let scene = Scene::with(&[]);
+        let body = [
+            Step::Bytes("{\"error\":\"no "),
+            Step::Bytes("such model\"}"),
+        ];
+        let answer = scene.answer(404, body);
+        let (outcome, events) = scene.relay(async { Ok(answer) });
+        assert_eq!(code(&outcome), Code::OllamaRefused);
+        assert!(
+            matches!(outcome.last, Last::Error(error) if error.text.ends_with("404: no such model"))
+        );
+        assert_eq!(events, "");
+    }
+
+    #[test]
+    fn a_client_that_has_left_ends_the_turn_only_if_the_operator_says_so() {
+        for (on_disconnect, text, writes) in [("finish", "hihi", 1), ("cancel", "hi", 1)] {
+            let mut scene = Scene::with(&[("on_disconnect", on_disconnect)]);
+            scene.client_left = true;
+            let steps = [Step::Bytes(TOKEN), Step::Bytes(TOKEN), Step::Bytes(DONE)];
+            let (outcome, _) = scene.run(steps);
+            assert_eq!(outcome.reply.unwrap().0, text, "{on_disconnect}");
+            assert_eq!(scene.seen.borrow().writes, writes);
         }
     }
 }
