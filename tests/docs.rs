@@ -1,10 +1,6 @@
 //! What the documents name exists: tests, files, variables.
 
-#![allow(
-    clippy::unwrap_used,
-    missing_docs,
-    reason = "a test fails by panicking"
-)]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +9,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
-/// What stands between `open` and `close` in `text`.
+/// Each text between `open` and `close`.
 fn between<'a>(text: &'a str, open: &'a str, close: &'a str) -> impl Iterator<Item = &'a str> {
     text.split(open)
         .skip(1)
@@ -29,7 +25,7 @@ fn every_test_that_the_guarantees_name_exists() {
         .collect();
     assert!(named.len() > 40, "{} tests named", named.len());
     for (module, test) in named {
-        let source = read(&format!("tests/e2e/{module}.rs"));
+        let source = read(&format!("tests/e2e/tests/e2e/{module}.rs"));
         assert!(
             source.contains(&format!("async fn {test}(")),
             "{module}::{test}"
@@ -72,10 +68,9 @@ fn the_readme_lists_every_variable_with_its_default() {
             .lines()
             .find(|line| line.starts_with(&format!("| `{name}`")))
             .unwrap_or_else(|| panic!("the README does not list {name}"));
-        let shown = if default.is_empty() {
-            "empty".to_owned()
-        } else {
-            format!("`{default}`")
+        let shown = match default {
+            "" => "empty".to_owned(),
+            default => format!("`{default}`"),
         };
         assert!(row.contains(&shown), "{name} is {shown} by default: {row}");
     }

@@ -3,7 +3,7 @@
 //! Each takes the bytes that a fuzzer (or the corpus) gives and panics where a property does not
 //! hold. How the network cut the bytes is derived from the bytes, so that a corpus file is just
 //! what a stranger might send. Run by the fuzz targets and, on stable, by
-//! `tests/native/corpus.rs`.
+//! `tests/corpus.rs`.
 
 #![allow(
     clippy::unwrap_used,

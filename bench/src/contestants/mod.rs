@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use llmchat_host::variables::environment_name;
 use llmchat_host::{Manifest, Program};
-use llmchat_tests::Database;
+use llmchat_testkit::Database;
 use serde::Serialize;
 use tempfile::TempDir;
 

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use llmchat_tests::{Cluster, Database};
+use llmchat_testkit::{Cluster, Database};
 
 use crate::process;
 

@@ -23,7 +23,7 @@ async fn program() -> Result<&'static Program> {
     PROGRAM
         .get_or_try_init(|| async {
             let manifest =
-                Manifest::load(Path::new(env!("CARGO_MANIFEST_DIR")).join("../spin.toml"))?;
+                Manifest::load(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../spin.toml"))?;
             tokio::task::spawn_blocking(move || {
                 manifest.build()?;
                 Program::load(&manifest)

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::time::Duration;
 
-use llmchat_tests::Row;
+use llmchat_testkit::Row;
 
 use crate::plan::{Turn, TurnId};
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use llmchat_tests::{Answer, Client, Event, prompt};
+use llmchat_testkit::{Answer, Client, Event, prompt};
 use serde_json::{Value, json};
 
 use crate::auditor::{End, Seen};

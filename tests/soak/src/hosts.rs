@@ -138,7 +138,7 @@ impl Host {
 }
 
 fn manifest_path() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../spin.toml")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../spin.toml")
 }
 
 /// Builds the component, and the host where cargo runs us; the host's program.

@@ -36,7 +36,7 @@ use world::World;
 /// Ends with 0 if nothing was lost, doubled, out of order, mixed or untrue.
 #[derive(Parser)]
 #[command(
-    name = "soak",
+    name = "llmchat-soak",
     args_conflicts_with_subcommands = true,
     max_term_width = 90
 )]

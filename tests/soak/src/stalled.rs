@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use llmchat_tests::prompt;
+use llmchat_testkit::prompt;
 use ollama_stand_in::{Script, Server, wire};
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use llmchat_tests::{Cluster, Database, Row, Sqlite, Wire, eventually};
+use llmchat_testkit::{Cluster, Database, Row, Sqlite, Wire, eventually};
 use ollama_stand_in::{Script, Server};
 use tempfile::TempDir;
 use tokio::sync::mpsc;

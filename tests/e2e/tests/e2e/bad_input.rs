@@ -4,14 +4,14 @@
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use hyper::Method;
-use llmchat_tests::{Backend, TestApp, on_both_stores};
+use llmchat_testkit::{Backend, TestApp, on_both_stores};
 use ollama_stand_in::Script;
 use serde_json::{Value, json};
 
 /// A body, and what its refusal must name.
 fn bodies() -> Vec<(String, &'static str)> {
     let body = |change: fn(&mut Value)| {
-        let mut body = llmchat_tests::prompt("app", "Hi");
+        let mut body = llmchat_testkit::prompt("app", "Hi");
         change(&mut body);
         body.to_string()
     };
@@ -149,7 +149,7 @@ on_both_stores! {
 
     async fn a_body_over_the_limit_is_a_413(backend: Backend) -> Result<()> {
         let app = TestApp::on(backend).variable("max_body_bytes", 10_000).start().await?;
-        let long = llmchat_tests::prompt("app", &"x".repeat(10_000)).to_string();
+        let long = llmchat_testkit::prompt("app", &"x".repeat(10_000)).to_string();
         let error = app.client.post(long.clone()).await?.error(413).await?;
         assert!(error.contains("10000"), "{error}");
         let chunks = long.as_bytes().chunks(1000).map(Bytes::copy_from_slice).collect();
@@ -158,8 +158,8 @@ on_both_stores! {
 
         // One that just fits, in chunks as well.
         app.ollama.always(Script::reply(["ok"]));
-        let around = llmchat_tests::prompt("app", "").to_string().len();
-        let fits = llmchat_tests::prompt("app", &"x".repeat(10_000 - around)).to_string();
+        let around = llmchat_testkit::prompt("app", "").to_string().len();
+        let fits = llmchat_testkit::prompt("app", &"x".repeat(10_000 - around)).to_string();
         let chunks = fits.as_bytes().chunks(999).map(Bytes::copy_from_slice).collect();
         app.client.post(fits.clone()).await?.events().await?.rest().await?;
         app.client.post_chunked(chunks).await?.events().await?.rest().await?;
@@ -244,7 +244,7 @@ async fn a_body_that_breaks_off_stores_nothing() -> Result<()> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     let app = TestApp::start(Backend::Sqlite).await?;
-    let body = llmchat_tests::prompt("app", "Hi").to_string();
+    let body = llmchat_testkit::prompt("app", "Hi").to_string();
     let length = body.len();
     for framing in [
         // Whole JSON, and yet not the whole body.
@@ -258,7 +258,7 @@ async fn a_body_that_breaks_off_stores_nothing() -> Result<()> {
             .await?;
         socket.shutdown().await?;
         let mut answer = Vec::new();
-        let _ = llmchat_tests::within("the end", socket.read_to_end(&mut answer)).await?;
+        let _ = llmchat_testkit::within("the end", socket.read_to_end(&mut answer)).await?;
         assert!(
             !answer.starts_with(b"HTTP/1.1 200"),
             "{}",

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use llmchat_tests::{Backend, Setup, TestApp, eventually, on_both_stores, within};
+use llmchat_testkit::{Backend, Setup, TestApp, eventually, on_both_stores, within};
 use ollama_stand_in::{Ending, Gate, Script};
 use serde_json::json;
 

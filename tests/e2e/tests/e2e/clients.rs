@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use llmchat_tests::{Backend, Event, TestApp, eventually, on_both_stores, within};
+use llmchat_testkit::{Backend, Event, TestApp, eventually, on_both_stores, within};
 use ollama_stand_in::{Ending, Gate, Script, wire};
 
 use crate::conversation::words;

@@ -1,7 +1,7 @@
 //! What is remembered, in which order, and of whom.
 
 use anyhow::Result;
-use llmchat_tests::{Backend, Event, TestApp, eventually, on_both_stores, prompt, within};
+use llmchat_testkit::{Backend, Event, TestApp, eventually, on_both_stores, prompt, within};
 use ollama_stand_in::{Gate, Script, wire};
 use serde_json::json;
 

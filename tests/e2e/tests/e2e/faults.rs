@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result};
-use llmchat_tests::{Backend, Cluster, Event, PASSWORD, TestApp, Wire, eventually, within};
+use llmchat_testkit::{Backend, Cluster, Event, PASSWORD, TestApp, Wire, eventually, within};
 use ollama_stand_in::{Gate, Refused, Script, Unresponsive, wire};
 use serde_json::Value;
 

@@ -1,7 +1,7 @@
 //! The operator's limits, and settings that cannot be used.
 
 use anyhow::{Result, ensure};
-use llmchat_tests::{Backend, TestApp, on_both_stores, within};
+use llmchat_testkit::{Backend, TestApp, on_both_stores, within};
 use ollama_stand_in::{Gate, Script};
 use serde_json::json;
 

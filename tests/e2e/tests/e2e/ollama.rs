@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use llmchat_tests::{Backend, Event, TestApp, on_both_stores, within};
+use llmchat_testkit::{Backend, Event, TestApp, on_both_stores, within};
 use ollama_stand_in::{Ending, Refused, Script, Unresponsive, wire};
 
 use crate::conversation::words;

@@ -1,12 +1,11 @@
 //! From Ollama's lines to the client's events: framing, timing, limits.
 
-use std::fs;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use llmchat_tests::{Backend, Event, TestApp, on_both_stores, prompt, within};
+use llmchat_fixtures::{Fixture, without_messages};
+use llmchat_testkit::{Backend, Event, TestApp, on_both_stores, prompt, within};
 use ollama_stand_in::{Ending, Gate, Script, wire};
 use serde_json::{Value, json, value::RawValue};
 
@@ -180,23 +179,21 @@ on_both_stores! {
 
     async fn every_fixture_becomes_its_events_and_its_row(backend: Backend) -> Result<()> {
         let app = TestApp::start(backend).await?;
-        for (number, fixture) in fixtures()?.into_iter().enumerate() {
-            let name = fixture.file_stem().unwrap_or_default().to_string_lossy();
-            let ndjson = fs::read(&fixture)?;
-            let sse = fs::read_to_string(fixture.with_extension("sse"))?;
-            let reply = fs::read_to_string(fixture.with_extension("reply"))?;
+        let fixtures = llmchat_fixtures::all()?;
+        ensure!(fixtures.len() > 10, "the fixtures are missing");
+        for Fixture { name, ndjson, sse, reply } in fixtures {
             // In one piece, and in pieces that end anywhere: within a line, a character, a `\r\n`.
             for piece in [usize::MAX, 7] {
-                let id = format!("{number} {piece}");
+                let id = format!("{name} {piece}");
                 let script = ndjson.chunks(piece).fold(Script::new().head(200, NDJSON), |script, bytes| {
                     script.bytes(Bytes::copy_from_slice(bytes))
                 });
                 app.ollama.push(script);
-                let body = app.prompt(&id, "Hi").await?.bytes().await.context(name.to_string())?;
-                same_stream(&body, &sse).context(name.to_string())?;
+                let body = app.prompt(&id, "Hi").await?.text().await.context(id.clone())?;
+                assert_eq!(without_messages(&body), sse, "{id}");
                 let rows = app.conversation(&id).await?;
                 let stored = rows.get(1).map_or("", |(_, text)| text);
-                ensure!(stored == reply, "{name}: stored {stored:?} instead of {reply:?}");
+                assert_eq!(stored, reply, "{id}");
             }
         }
         Ok(())
@@ -252,53 +249,6 @@ fn content(event: &Event) -> Option<String> {
 fn lines(tokens: &[String]) -> Bytes {
     let lines = tokens.iter().map(|token| wire::token(token) + "\n");
     lines.collect::<String>().into()
-}
-
-fn fixtures() -> Result<Vec<PathBuf>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
-    let files = fs::read_dir(folder)?.map(|entry| Ok(entry?.path()));
-    let mut files: Vec<_> = files.collect::<Result<_>>()?;
-    files.retain(|file| {
-        file.extension()
-            .is_some_and(|extension| extension == "ndjson")
-    });
-    files.sort();
-    ensure!(!files.is_empty(), "no fixtures");
-    Ok(files)
-}
-
-/// Byte for byte, but for the payloads of errors, which must be of their code.
-fn same_stream(came: &[u8], expected: &str) -> Result<()> {
-    let came = std::str::from_utf8(came)?;
-    let mut events = came.split_inclusive("\n\n");
-    for expected in expected.split_inclusive("\n\n") {
-        let event = events
-            .next()
-            .with_context(|| format!("{expected:?} did not come"))?;
-        let code = expected.strip_prefix("event: error\ndata: {{error:");
-        match code.and_then(|rest| rest.strip_suffix("}}\n\n")) {
-            None => ensure!(event == expected, "{event:?} came instead of {expected:?}"),
-            Some(code) => {
-                let data = event.strip_prefix("event: error\ndata: ");
-                let data = data.and_then(|data| data.strip_suffix("\n\n"));
-                let data =
-                    data.with_context(|| format!("{event:?} came instead of the error {code}"))?;
-                let data: Value = serde_json::from_str(data)?;
-                ensure!(
-                    data["code"] == code,
-                    "{data} came instead of the error {code}"
-                );
-                ensure!(
-                    data["error"]
-                        .as_str()
-                        .is_some_and(|words| !words.is_empty()),
-                    "{data}"
-                );
-            }
-        }
-    }
-    ensure!(events.next().is_none(), "too much came: {came}");
-    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::Result;
-use llmchat_tests::{Backend, TestApp, on_both_stores};
+use llmchat_testkit::{Backend, TestApp, on_both_stores};
 use ollama_stand_in::Script;
 
 use crate::conversation::words;
@@ -67,7 +67,7 @@ on_both_stores! {
             Backend::Sqlite => "sqlite",
             Backend::Postgres => "postgres",
         };
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../migrations").join(folder);
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../migrations").join(folder);
         let files = fs::read_dir(folder)?.map(|entry| Ok(entry?.path()));
         let mut files: Vec<_> = files.collect::<Result<_>>()?;
         files.sort();

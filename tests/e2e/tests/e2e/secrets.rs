@@ -1,7 +1,7 @@
 //! The database's password is in nothing that is printed or sent.
 
 use anyhow::{Result, ensure};
-use llmchat_tests::{Backend, Cluster, PASSWORD, TestApp};
+use llmchat_testkit::{Backend, Cluster, PASSWORD, TestApp};
 use ollama_stand_in::{Gate, Refused, Script};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

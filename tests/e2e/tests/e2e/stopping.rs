@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use llmchat_tests::{Backend, Client, Event, TestApp, eventually, on_both_stores, prompt, within};
+use llmchat_testkit::{
+    Backend, Client, Event, TestApp, eventually, on_both_stores, prompt, within,
+};
 use ollama_stand_in::{Gate, Script, wire};
 use tokio::net::TcpStream;
 
@@ -19,7 +21,7 @@ on_both_stores! {
         let address = app.address();
         let (stopped, rest) = tokio::join!(within("the stop", app.stop()), async {
             // It takes nobody new, and still runs.
-            llmchat_tests::eventually("the closed door", async || {
+            llmchat_testkit::eventually("the closed door", async || {
                 Ok(TcpStream::connect(address).await.is_err().then_some(()))
             })
             .await?;
@@ -41,7 +43,7 @@ on_both_stores! {
         drop(events);
         let address = app.address();
         let (stopped, opened) = tokio::join!(within("the stop", app.stop()), async {
-            llmchat_tests::eventually("the closed door", async || {
+            llmchat_testkit::eventually("the closed door", async || {
                 Ok(TcpStream::connect(address).await.is_err().then_some(()))
             })
             .await?;

@@ -2,7 +2,7 @@
 //! conversations.
 
 use anyhow::{Result, ensure};
-use llmchat_tests::{
+use llmchat_testkit::{
     Backend, Client, Event, Events, TestApp, eventually, on_both_stores, prompt, within,
 };
 use ollama_stand_in::{Gate, Script, wire};
