@@ -1,184 +1,144 @@
 //! The program under test, started as in production, with everything around it.
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use llmchat_host::{Host, Manifest, Options, Output, Program, Remains};
-use ollama_stand_in::Server;
-use serde_json::{Value, json};
+use ollama_stand_in::{Ending, Server};
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
 use crate::{
-    Answer, Backend, Client, Cluster, Database, Event, Events, Row, Sqlite, Wire, eventually,
+    Answer, Backend, Client, Cluster, Database, Event, Events, LONG, Lock, Row, Store, Wire,
+    prompt, until, within,
 };
 
 /// The component, built by its manifest's command and compiled, once for all tests.
 async fn program() -> Result<&'static Program> {
     static PROGRAM: OnceCell<Program> = OnceCell::const_new();
-    PROGRAM
-        .get_or_try_init(|| async {
-            let manifest =
-                Manifest::load(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../spin.toml"))?;
-            tokio::task::spawn_blocking(move || {
-                manifest.build()?;
-                Program::load(&manifest)
-            })
-            .await?
+    let load = || async {
+        let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../spin.toml");
+        let manifest = Manifest::load(manifest)?;
+        tokio::task::spawn_blocking(move || {
+            manifest.build()?;
+            Program::load(&manifest)
         })
-        .await
+        .await?
+    };
+    PROGRAM.get_or_try_init(load).await
 }
 
 /// What a test changes before the start.
 #[derive(Debug)]
 pub struct Setup {
     backend: Backend,
-    variables: BTreeMap<String, String>,
-    drain: Option<Duration>,
-    threads: Option<NonZeroUsize>,
-    database_wire: bool,
-    ollama_wire: bool,
+    options: Options,
+    has_database_wire: bool,
+    has_ollama_wire: bool,
 }
 
 impl Setup {
     /// Sets a variable of the manifest.
     pub fn variable(mut self, name: &str, value: impl ToString) -> Self {
-        self.variables.insert(name.to_owned(), value.to_string());
+        let variables = &mut self.options.variables;
+        variables.insert(name.to_owned(), value.to_string());
         self
     }
 
-    /// How long a stop waits for turns.
+    /// How long a stop waits for running turns.
     pub fn drain(mut self, limit: Duration) -> Self {
-        self.drain = Some(limit);
+        self.options.drain = limit;
         self
     }
 
-    /// How many threads serve: one, if nothing is said.
+    /// How many threads serve; the default is one.
     pub fn threads(mut self, count: usize) -> Self {
-        self.threads = NonZeroUsize::new(count);
+        self.options.threads = NonZeroUsize::new(count).unwrap_or(NonZeroUsize::MIN);
         self
     }
 
     /// Puts a [`Wire`] between the component and PostgreSQL.
     pub fn database_wire(mut self) -> Self {
-        self.database_wire = true;
+        self.has_database_wire = true;
         self
     }
 
     /// Puts a [`Wire`] between the component and Ollama.
     pub fn ollama_wire(mut self) -> Self {
-        self.ollama_wire = true;
+        self.has_ollama_wire = true;
         self
     }
 
-    /// Starts it all.
-    pub async fn start(self) -> Result<TestApp> {
-        let Self {
-            backend,
-            variables: given,
-            drain,
-            threads,
-            database_wire,
-            ollama_wire,
-        } = self;
+    /// Starts the program, Ollama and the database.
+    pub async fn start(mut self) -> Result<TestApp> {
         let program = program().await?;
         let state = TempDir::with_prefix("llmchat-test-")?;
-        let mut variables = BTreeMap::new();
+        self.options.state_dir = Some(state.path().to_owned());
 
         let ollama = Server::scripted().await?;
-        let ollama_wire = match ollama_wire {
-            true => Some(Wire::to(ollama.address()).await?),
-            false => None,
-        };
-        let ollama_address = ollama_wire.as_ref().map_or(ollama.address(), Wire::address);
-        variables.insert("ollama_url".to_owned(), format!("http://{ollama_address}"));
-
-        let mut wire = None;
-        let database = match backend {
-            Backend::Sqlite => None,
+        let (address, ollama_wire) = wire(self.has_ollama_wire, ollama.address()).await?;
+        self.default("ollama_url", format!("http://{address}"));
+        let (store, database_wire) = match self.backend {
+            Backend::Sqlite => (Store::Sqlite(state.path().join("sqlite_db.db")), None),
             Backend::Postgres => {
                 let database = Cluster::shared().await?.database().await?;
-                if database_wire {
-                    wire = Some(Wire::to(database.address()).await?);
-                }
-                let address = wire.as_ref().map_or(database.address(), Wire::address);
-                variables.insert("database_url".to_owned(), database.url_at(address));
-                Some(database)
+                let (address, wire) = wire(self.has_database_wire, database.address()).await?;
+                self.default("database_url", database.url_at(address));
+                (Store::Postgres(database), wire)
             }
         };
-        variables.extend(given);
-
-        let output = Output::capture();
-        let options = Options {
-            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            variables,
-            state_dir: Some(state.path().to_owned()),
-            drain: drain.unwrap_or(crate::LONG),
-            threads: threads.unwrap_or(NonZeroUsize::MIN),
-            output: output.clone(),
-            ..Options::default()
-        };
-        let host = Host::start(program, options.clone()).await?;
+        let host = Host::start(program, self.options.clone()).await?;
         Ok(TestApp {
             client: Client::of(host.address()),
             address: host.address(),
             host: Some(host),
             remains: None,
-            options,
+            options: self.options,
             ollama,
             ollama_wire,
-            database_wire: wire,
-            store: match database {
-                Some(database) => Store::Postgres(Box::new(database)),
-                None => Store::Sqlite(Sqlite {
-                    path: state.path().join("sqlite_db.db"),
-                }),
-            },
-            output,
+            database_wire,
+            store,
             _state: state,
         })
     }
+
+    fn default(&mut self, variable: &str, value: String) {
+        let entry = self.options.variables.entry(variable.to_owned());
+        entry.or_insert(value);
+    }
+}
+
+/// Where to connect for `server`: by way of a wire, if there is to be one.
+async fn wire(wanted: bool, server: SocketAddr) -> Result<(SocketAddr, Option<Wire>)> {
+    if !wanted {
+        return Ok((server, None));
+    }
+    let wire = Wire::to(server).await?;
+    Ok((wire.address(), Some(wire)))
 }
 
 /// The running program.
+#[derive(Debug)]
 pub struct TestApp {
     /// Sends requests to it.
     pub client: Client,
-    /// What it takes for Ollama.
+    /// Its Ollama.
     pub ollama: Server,
-    /// The network between the two, if it was asked for.
-    pub ollama_wire: Option<Wire>,
+    ollama_wire: Option<Wire>,
     database_wire: Option<Wire>,
     address: SocketAddr,
     host: Option<Host>,
     remains: Option<Remains>,
     options: Options,
     store: Store,
-    output: Output,
     _state: TempDir,
 }
 
-#[derive(Debug)]
-enum Store {
-    Sqlite(Sqlite),
-    Postgres(Box<Database>),
-}
-
-/// A prompt of one message.
-pub fn prompt(app_id: &str, content: &str) -> Value {
-    json!({
-        "appID": app_id,
-        "model": "stand-in",
-        "messages": [{"role": "user", "content": content}],
-    })
-}
-
 impl TestApp {
-    /// The program as it is by default.
+    /// The program with its defaults.
     pub async fn start(backend: Backend) -> Result<Self> {
         Self::on(backend).start().await
     }
@@ -187,11 +147,14 @@ impl TestApp {
     pub fn on(backend: Backend) -> Setup {
         Setup {
             backend,
-            variables: BTreeMap::new(),
-            drain: None,
-            threads: None,
-            database_wire: false,
-            ollama_wire: false,
+            options: Options {
+                listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+                drain: LONG,
+                output: Output::capture(),
+                ..Options::default()
+            },
+            has_database_wire: false,
+            has_ollama_wire: false,
         }
     }
 
@@ -203,6 +166,11 @@ impl TestApp {
     /// How many instances of the component there are.
     pub fn instances(&self) -> usize {
         self.host.as_ref().map_or(0, Host::instances)
+    }
+
+    /// How many turns run, those whose client has left included.
+    pub fn open_turns(&self) -> usize {
+        self.host.as_ref().map_or(0, Host::open_turns)
     }
 
     /// Sends a prompt; returns with the head of the answer.
@@ -217,45 +185,62 @@ impl TestApp {
 
     /// Sends a prompt and reads the whole answer.
     pub async fn ask(&self, app_id: &str, content: &str) -> Result<Vec<Event>> {
-        self.stream(app_id, content).await?.rest().await
+        self.prompt(app_id, content).await?.read().await
     }
 
-    /// A conversation's rows, in their order; none if there is no table yet.
-    pub async fn rows(&self, app_id: &str) -> Result<Vec<Row>> {
-        match &self.store {
-            Store::Sqlite(sqlite) if sqlite.has_table()? => sqlite.rows(app_id),
-            Store::Postgres(database) if database.has_table().await? => database.rows(app_id).await,
-            _ => Ok(Vec::new()),
+    /// Sends a prompt to each of the conversations `app 0`, `app 1`…; returns with their streams.
+    pub async fn streams(&self, count: usize) -> Result<Vec<Events>> {
+        let mut streams = Vec::new();
+        for n in 0..count {
+            streams.push(self.stream(&format!("app {n}"), "Hi").await?);
         }
+        Ok(streams)
     }
 
-    /// The same as `(role, message)`.
-    pub async fn conversation(&self, app_id: &str) -> Result<Vec<(String, String)>> {
-        let rows = self.rows(app_id).await?;
-        Ok(rows
-            .into_iter()
-            .map(|row| (row.role, row.message))
-            .collect())
+    /// The messages of the `nth` chat request to Ollama, counted from 1.
+    pub async fn sent_to_ollama(&self, nth: usize) -> Result<Vec<(String, String)>> {
+        let exchange = within("a chat request", self.ollama.chat(nth)).await?;
+        exchange.request().messages()
     }
 
-    /// All rows, of any conversation.
-    pub async fn row_count(&self) -> Result<usize> {
-        let sql = "SELECT message FROM chatts";
-        Ok(match &self.store {
-            Store::Sqlite(sqlite) if sqlite.has_table()? => sqlite.query(sql)?.len(),
-            Store::Postgres(database) if database.has_table().await? => {
-                database.query(sql).await?.len()
-            }
-            _ => 0,
+    /// How Ollama's `nth` answer ended, counted from 1.
+    pub async fn ollama_ended(&self, nth: usize) -> Result<Ending> {
+        within("the end of Ollama's answer", async {
+            self.ollama.chat(nth).await.ended().await
         })
+        .await
+    }
+
+    /// A conversation's rows, in order; none if there is no table yet.
+    pub async fn rows(&self, app_id: &str) -> Result<Vec<Row>> {
+        self.store.rows(app_id).await
+    }
+
+    /// The rows as `(role, message)`.
+    pub async fn conversation(&self, app_id: &str) -> Result<Vec<(String, String)>> {
+        let rows = self.rows(app_id).await?.into_iter();
+        Ok(rows.map(|row| (row.role, row.message)).collect())
+    }
+
+    /// Waits until the conversation has this many rows.
+    pub async fn until_rows(&self, app_id: &str, count: usize) -> Result<()> {
+        let enough = async || Ok(self.rows(app_id).await?.len() == count);
+        until("the rows of a conversation", enough).await
+    }
+
+    /// The number of rows of all conversations.
+    pub async fn row_count(&self) -> Result<usize> {
+        self.store.row_count().await
     }
 
     /// Runs SQL on its database.
     pub async fn execute(&self, sql: &str) -> Result<()> {
-        match &self.store {
-            Store::Sqlite(sqlite) => sqlite.execute(sql),
-            Store::Postgres(database) => database.execute(sql).await,
-        }
+        self.store.execute(sql).await
+    }
+
+    /// Keeps it from writing to its table.
+    pub async fn lock(&self) -> Result<Lock> {
+        self.store.lock().await
     }
 
     /// Its PostgreSQL database.
@@ -266,34 +251,25 @@ impl TestApp {
         }
     }
 
-    /// Its SQLite database.
-    pub fn sqlite(&self) -> Result<&Sqlite> {
-        match &self.store {
-            Store::Sqlite(sqlite) => Ok(sqlite),
-            Store::Postgres(_) => anyhow::bail!("this test runs on PostgreSQL"),
-        }
-    }
-
     /// The network between it and PostgreSQL.
     pub fn database_wire(&self) -> Result<&Wire> {
-        self.database_wire
-            .as_ref()
-            .context("there is no wire to the database")
+        let wire = self.database_wire.as_ref();
+        wire.context("there is no wire to the database")
     }
 
     /// The network between it and Ollama.
     pub fn ollama_wire(&self) -> Result<&Wire> {
-        self.ollama_wire
-            .as_ref()
-            .context("there is no wire to Ollama")
+        let wire = self.ollama_wire.as_ref();
+        wire.context("there is no wire to Ollama")
     }
 
     /// What the component and the host have logged.
     pub fn log(&self) -> String {
-        self.output.text()
+        self.options.output.text()
     }
 
-    /// Stops it as SIGTERM would: returns when its turns have ended; how many were cut off.
+    /// Stops it as SIGTERM would; returns when its turns have ended, with the number of those that
+    /// were cut off.
     pub async fn stop(&mut self) -> usize {
         match self.host.take() {
             Some(host) => host.stop().await,
@@ -310,20 +286,12 @@ impl TestApp {
     pub async fn restart(&mut self) -> Result<()> {
         if let Some(remains) = self.remains.take() {
             // A crash leaves no thread behind; here one may still be waiting for SQLite's lock.
-            eventually("the end of the crashed host", async || {
-                Ok((!remains.any()).then_some(()))
-            })
-            .await?;
+            until("the end of the crashed host", async || Ok(!remains.any())).await?;
         }
         let host = Host::start(program().await?, self.options.clone()).await?;
         self.address = host.address();
         self.client = Client::of(self.address);
         self.host = Some(host);
         Ok(())
-    }
-
-    /// Turns that are open, those whose client has left included.
-    pub fn open_turns(&self) -> usize {
-        self.host.as_ref().map_or(0, Host::open_turns)
     }
 }

@@ -2,21 +2,30 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::pin::Pin;
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
-use eventsource_stream::Eventsource;
-use futures_util::{Stream, StreamExt};
-use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
+use eventsource_stream::{EventStream, Eventsource};
+use futures_util::StreamExt;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyDataStream, BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 use crate::within;
+
+/// The body of a prompt of one message.
+pub fn prompt(app_id: &str, content: &str) -> Value {
+    json!({
+        "appID": app_id,
+        "model": "stand-in",
+        "messages": [{"role": "user", "content": content}],
+    })
+}
 
 /// Sends requests to one address.
 #[derive(Clone, Copy, Debug)]
@@ -24,42 +33,48 @@ pub struct Client {
     address: SocketAddr,
 }
 
+type Body = BoxBody<Bytes, Infallible>;
+
 impl Client {
     /// A client of the server at `address`.
     pub fn of(address: SocketAddr) -> Self {
         Self { address }
     }
 
-    /// A prompt; returns with the head of the answer.
+    /// Sends a prompt; returns with the head of the answer.
     pub async fn prompt(&self, body: &Value) -> Result<Answer> {
         self.post(body.to_string()).await
     }
 
-    /// Any body, with its `content-length`.
+    /// Sends any body, with its `content-length`.
     pub async fn post(&self, body: impl Into<Bytes>) -> Result<Answer> {
-        let body = Full::new(body.into()).boxed();
+        self.request(Method::POST, "/llmchat/", body).await
+    }
+
+    /// Sends a body in chunks, without announcing its length.
+    pub async fn post_chunked(&self, body: &str, chunk: usize) -> Result<Answer> {
+        let chunks: Vec<_> = body
+            .as_bytes()
+            .chunks(chunk)
+            .map(|chunk| Ok(Frame::data(Bytes::copy_from_slice(chunk))))
+            .collect();
+        let body = StreamBody::new(futures_util::stream::iter(chunks));
+        let body = BodyExt::boxed(body);
         self.send(Method::POST, "/llmchat/", body).await
     }
 
-    /// A body in chunks, its length not announced.
-    pub async fn post_chunked(&self, chunks: Vec<Bytes>) -> Result<Answer> {
-        let frames = chunks.into_iter().map(|chunk| Ok(Frame::data(chunk)));
-        let body = BodyExt::boxed(StreamBody::new(futures_util::stream::iter(frames)));
-        self.send(Method::POST, "/llmchat/", body).await
-    }
-
-    /// A request without a body.
-    pub async fn request(&self, method: Method, path: &str) -> Result<Answer> {
-        self.send(method, path, Full::default().boxed()).await
-    }
-
-    /// Any request.
-    pub async fn send(
+    /// Sends any request.
+    pub async fn request(
         &self,
         method: Method,
         path: &str,
-        body: BoxBody<Bytes, Infallible>,
+        body: impl Into<Bytes>,
     ) -> Result<Answer> {
+        self.send(method, path, Full::new(body.into()).boxed())
+            .await
+    }
+
+    async fn send(&self, method: Method, path: &str, body: Body) -> Result<Answer> {
         let stream = TcpStream::connect(self.address).await?;
         stream.set_nodelay(true)?;
         let (mut sender, connection) =
@@ -100,7 +115,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The status.
+    /// The status code.
     pub fn status(&self) -> StatusCode {
         self.response.status()
     }
@@ -121,40 +136,35 @@ impl Answer {
         Ok(String::from_utf8(self.bytes().await?.to_vec())?)
     }
 
-    /// The words of a JSON error with this status; an error if the answer is another.
+    /// The message of a JSON error with this status; an error if the answer is another.
     pub async fn error(self, status: u16) -> Result<String> {
-        let (came, kind) = (
-            self.status(),
-            self.header("content-type").map(str::to_owned),
-        );
+        let came = self.status();
+        let is_json = self.header("content-type") == Some("application/json");
         let text = self.text().await?;
         ensure!(came == status, "status {came} instead of {status}: {text}");
-        ensure!(
-            kind.as_deref() == Some("application/json"),
-            "content-type {kind:?}: {text}"
-        );
+        ensure!(is_json, "not sent as JSON: {text}");
         let body: Value = serde_json::from_str(&text)?;
-        let words = body.get("error").and_then(Value::as_str);
-        Ok(words
-            .with_context(|| format!("no `error` in {text}"))?
-            .to_owned())
+        let message = body.get("error").and_then(Value::as_str);
+        let message = message.with_context(|| format!("no `error` in {text}"))?;
+        Ok(message.to_owned())
     }
 
     /// The events, read by a library that is not ours; an error if the answer is no stream.
     pub async fn events(self) -> Result<Events> {
-        if self.status() != StatusCode::OK
-            || self.header("content-type") != Some("text/event-stream")
-        {
-            bail!(
-                "no stream of events: {} {}",
-                self.status(),
-                self.text().await?
-            );
+        let is_stream = self.header("content-type") == Some("text/event-stream");
+        if self.status() != StatusCode::OK || !is_stream {
+            let status = self.status();
+            bail!("no stream of events: {status} {}", self.text().await?);
         }
         Ok(Events {
-            stream: Box::pin(self.response.into_body().into_data_stream().eventsource()),
+            stream: self.response.into_body().into_data_stream().eventsource(),
             _connection: self._connection,
         })
+    }
+
+    /// All events, to the clean end of the stream.
+    pub async fn read(self) -> Result<Vec<Event>> {
+        self.events().await?.rest().await
     }
 
     /// The body as it comes, chunk by chunk.
@@ -168,15 +178,15 @@ impl Answer {
 /// An event as a client sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// `data:`, which is to be one of Ollama's lines.
+    /// `data:`: one of Ollama's lines.
     Data(String),
     /// `event: error`
     Error {
-        /// The kind.
+        /// The field `code`.
         code: String,
-        /// The words.
+        /// The field `error`: the message.
         error: String,
-        /// All of it.
+        /// The whole payload.
         data: String,
     },
 }
@@ -189,32 +199,13 @@ impl Event {
             Self::Data(_) => None,
         }
     }
-
-    /// The line, if this is none.
-    pub fn data(&self) -> Option<&str> {
-        match self {
-            Self::Data(line) => Some(line),
-            Self::Error { .. } => None,
-        }
-    }
 }
 
 /// A stream of events. The client leaves when this is dropped.
 pub struct Events {
-    stream: EventStream,
+    stream: EventStream<BodyDataStream<Incoming>>,
     _connection: AbortOnDrop,
 }
-
-type EventStream = Pin<
-    Box<
-        dyn Stream<
-                Item = Result<
-                    eventsource_stream::Event,
-                    eventsource_stream::EventStreamError<hyper::Error>,
-                >,
-            > + Send,
-    >,
->;
 
 impl Events {
     /// The next event; `None` at the clean end of the stream.

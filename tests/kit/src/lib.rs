@@ -1,39 +1,45 @@
-//! The kit of the end-to-end tests: the compiled component, started as in production, with a
-//! database of its own on one side, a scripted Ollama on the other, and a client in front.
+//! What the end-to-end tests, the soak and the benchmark share: the compiled component in the host,
+//! a database on one side, a scripted Ollama on the other, and a client in front.
 //!
-//! [`TestApp`] puts them together; [`Backend`] says which database. [`Cluster`] is PostgreSQL for
-//! one test run, [`Wire`] a network that fails on command, [`Answer`] and [`Events`] what a client
-//! sees. Ollama is the crate `ollama_stand_in`.
+//! [`TestApp`] puts these together. [`Cluster`] is a PostgreSQL server for one run, [`Store`] the
+//! database that a component uses, [`Wire`] a network that fails on command, [`Client`] what a user
+//! has. Ollama is the crate `ollama_stand_in`.
 
 mod app;
 mod client;
 mod cluster;
-mod rows;
+mod database;
+mod store;
 mod wire;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-pub use app::{Setup, TestApp, prompt};
-pub use client::{Answer, Client, Event, Events};
-pub use cluster::{Cluster, Database, PASSWORD};
-pub use rows::{Row, Sqlite};
+use anyhow::{Result, anyhow};
+use tokio::net::TcpStream;
+
+pub use app::{Setup, TestApp};
+pub use client::{Answer, Client, Event, Events, prompt};
+pub use cluster::{Cluster, PASSWORD};
+pub use database::Database;
+pub use store::{Backend, Lock, Row, Store, messages};
 pub use wire::Wire;
 
-/// Longer than anything that works takes, on a busy machine too.
-pub const LONG: Duration = Duration::from_secs(20);
+/// Longer than anything that works takes, even on a busy machine.
+const LONG: Duration = Duration::from_secs(20);
 
 /// Waits for what must come; fails with `what` if it does not.
-pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> anyhow::Result<T> {
+pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> Result<T> {
     let done = tokio::time::timeout(LONG, future).await;
-    done.map_err(|_| anyhow::anyhow!("still waiting after {LONG:?}: {what}"))
+    done.map_err(|_| anyhow!("still waiting after {LONG:?}: {what}"))
 }
 
-/// Waits until `probe` gives something. For conditions that nobody announces, such as a row that
+/// Polls until `probe` returns a value. For conditions that nobody announces, such as a row that
 /// another process wrote.
 pub async fn eventually<T>(
     what: &str,
-    mut probe: impl AsyncFnMut() -> anyhow::Result<Option<T>>,
-) -> anyhow::Result<T> {
+    mut probe: impl AsyncFnMut() -> Result<Option<T>>,
+) -> Result<T> {
     within(what, async {
         loop {
             if let Some(found) = probe().await? {
@@ -45,13 +51,15 @@ pub async fn eventually<T>(
     .await?
 }
 
-/// The two databases that a test runs against.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Backend {
-    /// SQLite, the default.
-    Sqlite,
-    /// PostgreSQL, by `database_url`.
-    Postgres,
+/// Polls until `condition` holds.
+pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
+    eventually(what, async || Ok(condition().await?.then_some(()))).await
+}
+
+/// Waits until a server no longer accepts connections.
+pub async fn until_refused(address: SocketAddr) -> Result<()> {
+    let refused = async || Ok(TcpStream::connect(address).await.is_err());
+    until("the listener's end", refused).await
 }
 
 /// Makes two tests of each `async fn name(backend: Backend) -> Result<()>`: `name::sqlite` and

@@ -1,4 +1,4 @@
-//! A wire-cutter: a TCP proxy that stands for the network, and fails when told to.
+//! A TCP proxy that stands for the network, and fails on command.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -12,8 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
-/// A network between a client and the server at an address. Everything is undone by
-/// [`Wire::mend`] but what was cut.
+/// A network between a client and a server. [`Wire::restore`] undoes everything but a cut.
 #[derive(Debug)]
 pub struct Wire {
     address: SocketAddr,
@@ -24,7 +23,7 @@ pub struct Wire {
 #[derive(Debug)]
 struct Shared {
     fault: watch::Sender<Fault>,
-    /// Counts the cuts: a connection ends when it changes.
+    /// The number of cuts: a connection ends when it changes.
     cuts: watch::Sender<usize>,
     accepted: AtomicUsize,
     open: AtomicUsize,
@@ -36,9 +35,9 @@ enum Fault {
     None,
     /// New connections are closed at once.
     Refuse,
-    /// What the server says is lost; what the client says arrives.
+    /// What the server sends is lost; what the client sends arrives.
     SwallowAnswers,
-    /// Nothing passes, in either direction, and nothing is lost.
+    /// Everything is held back, in both directions; nothing is lost.
     Hold,
     /// Everything takes this long, each way.
     Delay(Duration),
@@ -56,7 +55,7 @@ impl Wire {
         Self::between(Ipv4Addr::LOCALHOST, server).await
     }
 
-    /// A network that works, to be reached at `near`.
+    /// A network that works, with an address of its own for the client to connect to.
     pub async fn between(near: Ipv4Addr, server: SocketAddr) -> Result<Self> {
         let listener = TcpListener::bind((near, 0)).await?;
         let address = listener.local_addr()?;
@@ -89,12 +88,18 @@ impl Wire {
         self.shared.fault.send_replace(Fault::Refuse);
     }
 
-    /// Loses everything that the server says from now on.
+    /// Refuses new connections and cuts those that are open.
+    pub fn take_down(&self) {
+        self.refuse();
+        self.cut();
+    }
+
+    /// Loses everything that the server sends from now on.
     pub fn swallow_answers(&self) {
         self.shared.fault.send_replace(Fault::SwallowAnswers);
     }
 
-    /// Lets nothing pass, and loses nothing.
+    /// Holds everything back, and loses nothing.
     pub fn hold(&self) {
         self.shared.fault.send_replace(Fault::Hold);
     }
@@ -105,16 +110,16 @@ impl Wire {
     }
 
     /// Lets everything pass again.
-    pub fn mend(&self) {
+    pub fn restore(&self) {
         self.shared.fault.send_replace(Fault::None);
     }
 
-    /// Connections that were ever made.
+    /// How many connections there have been.
     pub fn accepted(&self) -> usize {
         self.shared.accepted.load(Ordering::Relaxed)
     }
 
-    /// Connections that are open now.
+    /// How many connections are open.
     pub fn open(&self) -> usize {
         self.shared.open.load(Ordering::Relaxed)
     }
@@ -136,7 +141,7 @@ async fn accept(listener: TcpListener, server: SocketAddr, shared: Arc<Shared>) 
                 let shared = shared.clone();
                 connections.spawn(async move {
                     shared.open.fetch_add(1, Ordering::Relaxed);
-                    // A connection that fails is what a wire-cutter is for.
+                    // Connections that fail are what this is for.
                     let _ = connect(client, server, &shared).await;
                     shared.open.fetch_sub(1, Ordering::Relaxed);
                 });
@@ -158,7 +163,7 @@ async fn connect(mut client: TcpStream, server: SocketAddr, shared: &Shared) -> 
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = server.split();
         tokio::select! {
-            // First: what is held when the wire is cut never arrives, even if it is mended at once.
+            // First: what is held when the wire is cut never arrives, even if it is restored at once.
             biased;
             _ = cuts.changed() => Err(anyhow!("cut")),
             ended = pump(from_client, to_server, Direction::ToServer, shared) => ended,
@@ -196,7 +201,7 @@ async fn pump(
     }
 }
 
-/// Makes the close that follows an RST.
+/// Turns the close that follows into an RST.
 fn reset(stream: &TcpStream) -> Result<()> {
     Ok(socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO))?)
 }
@@ -204,9 +209,9 @@ fn reset(stream: &TcpStream) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{eventually, within};
+    use crate::{until, within};
 
-    /// A server that says what it hears.
+    /// A server that returns what it receives.
     async fn echo() -> Result<SocketAddr> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
@@ -221,34 +226,41 @@ mod tests {
         Ok(address)
     }
 
-    async fn say(stream: &mut TcpStream, word: &[u8; 4]) -> Result<[u8; 4]> {
-        stream.write_all(word).await?;
-        let mut heard = [0; 4];
-        within("an echo", stream.read_exact(&mut heard)).await??;
-        Ok(heard)
+    async fn ping(stream: &mut TcpStream) -> Result<()> {
+        stream.write_all(b"ping").await?;
+        receive(stream, b"ping").await
+    }
+
+    async fn receive(stream: &mut TcpStream, expected: &[u8; 4]) -> Result<()> {
+        let mut received = [0; 4];
+        within("an echo", stream.read_exact(&mut received)).await??;
+        assert_eq!(&received, expected);
+        Ok(())
+    }
+
+    async fn receive_nothing(stream: &TcpStream) {
+        let nothing = tokio::time::timeout(Duration::from_millis(100), stream.peek(&mut [0])).await;
+        assert!(nothing.is_err());
     }
 
     #[tokio::test]
-    async fn it_passes_cuts_and_mends() -> Result<()> {
+    async fn it_passes_cuts_and_restores() -> Result<()> {
         let wire = Wire::to(echo().await?).await?;
         let mut stream = TcpStream::connect(wire.address()).await?;
-        assert_eq!(&say(&mut stream, b"ping").await?, b"ping");
+        ping(&mut stream).await?;
         assert_eq!((wire.accepted(), wire.open()), (1, 1));
 
         wire.cut();
-        assert!(say(&mut stream, b"ping").await.is_err());
-        eventually("the connection's end", async || {
-            Ok((wire.open() == 0).then_some(()))
-        })
-        .await?;
+        assert!(ping(&mut stream).await.is_err());
+        until("the connection's end", async || Ok(wire.open() == 0)).await?;
 
         wire.refuse();
         let mut stream = TcpStream::connect(wire.address()).await?;
-        assert!(say(&mut stream, b"ping").await.is_err());
+        assert!(ping(&mut stream).await.is_err());
 
-        wire.mend();
+        wire.restore();
         let mut stream = TcpStream::connect(wire.address()).await?;
-        assert_eq!(&say(&mut stream, b"ping").await?, b"ping");
+        ping(&mut stream).await?;
         Ok(())
     }
 
@@ -256,23 +268,19 @@ mod tests {
     async fn what_is_held_comes_later_and_what_is_swallowed_never() -> Result<()> {
         let wire = Wire::to(echo().await?).await?;
         let mut stream = TcpStream::connect(wire.address()).await?;
-        assert_eq!(&say(&mut stream, b"ping").await?, b"ping");
+        ping(&mut stream).await?;
 
         wire.hold();
         stream.write_all(b"held").await?;
-        let nothing = tokio::time::timeout(Duration::from_millis(100), stream.peek(&mut [0])).await;
-        assert!(nothing.is_err());
-        wire.mend();
-        let mut heard = [0; 4];
-        within("what was held", stream.read_exact(&mut heard)).await??;
-        assert_eq!(&heard, b"held");
+        receive_nothing(&stream).await;
+        wire.restore();
+        receive(&mut stream, b"held").await?;
 
         wire.swallow_answers();
         stream.write_all(b"lost").await?;
-        let nothing = tokio::time::timeout(Duration::from_millis(100), stream.peek(&mut [0])).await;
-        assert!(nothing.is_err());
-        wire.mend();
-        assert_eq!(&say(&mut stream, b"ping").await?, b"ping");
+        receive_nothing(&stream).await;
+        wire.restore();
+        ping(&mut stream).await?;
         Ok(())
     }
 }

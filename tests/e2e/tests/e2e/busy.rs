@@ -4,27 +4,25 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use llmchat_testkit::{Backend, Setup, TestApp, eventually, on_both_stores, within};
+use llmchat_testkit::{Backend, Setup, TestApp, messages, on_both_stores, until, within};
 use ollama_stand_in::{Ending, Gate, Script};
 use serde_json::json;
-
-use crate::conversation::words;
 
 fn rejecting(backend: Backend) -> Setup {
     TestApp::on(backend).variable("on_busy", "reject")
 }
 
-/// Waits until the conversation takes a prompt again, and nothing but a `409` comes before.
+/// Waits until the conversation takes a prompt; until then every answer must be a `409`.
 async fn until_free(app: &TestApp, app_id: &str) -> Result<()> {
-    eventually("the end of the lease", async || {
+    until("the end of the lease", async || {
         let answer = app.prompt(app_id, "Free?").await?;
         if answer.status() == 409 {
-            return Ok(None);
+            return Ok(false);
         }
-        answer.events().await?.rest().await.map(Some)
+        answer.read().await?;
+        Ok(true)
     })
     .await
-    .map(drop)
 }
 
 on_both_stores! {
@@ -38,14 +36,14 @@ on_both_stores! {
         let error = app.prompt("app", "too early").await?.error(409).await?;
         ensure!(error.contains("running"), "{error}");
         assert_eq!(app.ollama.chats(), 1);
-        // It is about this conversation alone.
+        // Other conversations are free.
         app.ask("another", "Hi").await?;
 
         gate.open();
         first.rest().await?;
-        // `done` is a receipt for this too: the next prompt may follow at once.
+        // `done` means this too: the next prompt may follow at once.
         app.ask("app", "two").await?;
-        let expected = words(&[("user", "one"), ("assistant", "first"), ("user", "two"), ("assistant", "ok")]);
+        let expected = messages(&[("user", "one"), ("assistant", "first"), ("user", "two"), ("assistant", "ok")]);
         assert_eq!(app.conversation("app").await?, expected);
         Ok(())
     }
@@ -63,7 +61,7 @@ on_both_stores! {
         }
         gate.open();
         for answer in taken {
-            answer.events().await?.rest().await?;
+            answer.read().await?;
         }
         assert_eq!((app.row_count().await?, app.ollama.chats()), (2, 1));
         Ok(())
@@ -82,7 +80,7 @@ on_both_stores! {
             app.ollama.push(script);
             app.ask("app", "Hi").await?;
         }
-        // And one that did not begin.
+        // Nor does a turn that was refused hold it.
         let nothing = json!({"appID": "empty", "model": "m", "messages": []});
         for _ in 0..2 {
             app.client.prompt(&nothing).await?.error(422).await?;
@@ -103,7 +101,7 @@ on_both_stores! {
         let mut events = app.stream("app", "Hi").await?;
         events.next().await?;
         drop(events);
-        assert_eq!(within("the end", app.ollama.chat(1).await.ended()).await?, Ending::ClientLeft);
+        assert_eq!(app.ollama_ended(1).await?, Ending::ClientLeft);
         until_free(&app, "app").await
     }
 
@@ -116,7 +114,7 @@ on_both_stores! {
         app.prompt("app", "two").await?.error(409).await?;
         gate.open();
         first.rest().await?;
-        assert_eq!(app.conversation("app").await?, words(&[("user", "one"), ("assistant", "slow")]));
+        assert_eq!(app.conversation("app").await?, messages(&[("user", "one"), ("assistant", "slow")]));
         Ok(())
     }
 
@@ -129,7 +127,7 @@ on_both_stores! {
         app.crash();
         app.restart().await?;
         until_free(&app, "app").await?;
-        let expected = words(&[("user", "one"), ("user", "Free?"), ("assistant", "ok")]);
+        let expected = messages(&[("user", "one"), ("user", "Free?"), ("assistant", "ok")]);
         assert_eq!(app.conversation("app").await?, expected);
         Ok(())
     }

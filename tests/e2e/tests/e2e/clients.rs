@@ -3,12 +3,10 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use llmchat_testkit::{Backend, Event, TestApp, eventually, on_both_stores, within};
+use llmchat_testkit::{Backend, Event, Setup, TestApp, messages, on_both_stores, until, within};
 use ollama_stand_in::{Ending, Gate, Script, wire};
 
-use crate::conversation::words;
-
-/// A line that is long and says nothing: fills sockets without filling the reply.
+/// A line that fills sockets without adding to the reply.
 fn filler() -> String {
     let thinking = "x".repeat(60_000);
     format!(
@@ -16,12 +14,16 @@ fn filler() -> String {
     )
 }
 
-/// Waits until the conversation has this many rows.
-async fn until_rows(app: &TestApp, app_id: &str, count: usize) -> Result<()> {
-    eventually("the reply's row", async || {
-        Ok((app.rows(app_id).await?.len() == count).then_some(()))
-    })
-    .await
+fn fillers(count: usize) -> Script {
+    let filler = filler();
+    (0..count).fold(Script::new(), |script, _| script.line(&filler))
+}
+
+/// Comments find out soon that a client has left.
+fn cancelling(backend: Backend) -> Setup {
+    TestApp::on(backend)
+        .variable("on_disconnect", "cancel")
+        .variable("comment_interval", "100ms")
 }
 
 on_both_stores! {
@@ -33,20 +35,18 @@ on_both_stores! {
         assert_eq!(events.next().await?, Some(Event::Data(wire::token("not "))));
         drop(events);
         gate.open();
-        until_rows(&app, "app", 2).await?;
-        let rows = app.rows("app").await?;
-        assert_eq!((rows[1].words(), rows[1].status.as_str()), (("assistant", "not lost"), "complete"));
-        assert_eq!(within("the end", app.ollama.chat(1).await.ended()).await?, Ending::Complete);
+        app.until_rows("app", 2).await?;
+        assert_eq!(app.rows("app").await?[1].parts(), ("assistant", "not lost", "complete"));
+        assert_eq!(app.ollama_ended(1).await?, Ending::Complete);
 
         app.ollama.push(Script::reply(["ok"]));
         app.ask("app", "And now?").await?;
-        let sent = app.ollama.chat(2).await.request().messages()?;
-        assert_eq!(sent, words(&[("user", "Hi"), ("assistant", "not lost"), ("user", "And now?")]));
+        assert_eq!(app.sent_to_ollama(2).await?, messages(&[("user", "Hi"), ("assistant", "not lost"), ("user", "And now?")]));
         Ok(())
     }
 
     async fn a_reply_is_kept_whose_client_left_before_it_began(backend: Backend) -> Result<()> {
-        // The comments find out that the client has left, long before the first line.
+        // Comments find out that the client has left, long before the first line.
         let app = TestApp::on(backend).variable("comment_interval", "50ms").start().await?;
         let gate = Gate::new();
         app.ollama.push(Script::new().gate(&gate).delay(Duration::from_millis(300)).token("kept").done());
@@ -54,41 +54,32 @@ on_both_stores! {
         drop(answer);
         within("the chat request", gate.reached()).await?;
         gate.open();
-        until_rows(&app, "app", 2).await?;
+        app.until_rows("app", 2).await?;
         assert_eq!(app.rows("app").await?[1].message, "kept");
         Ok(())
     }
 
     async fn with_cancel_ollama_stops_when_the_client_leaves(backend: Backend) -> Result<()> {
-        let app = TestApp::on(backend)
-            .variable("on_disconnect", "cancel")
-            .variable("comment_interval", "100ms")
-            .start()
-            .await?;
+        let app = cancelling(backend).start().await?;
         app.ollama.push(Script::new().token("so far").hang());
         let mut events = app.stream("app", "Hi").await?;
         events.next().await?;
         drop(events);
-        assert_eq!(within("the end", app.ollama.chat(1).await.ended()).await?, Ending::ClientLeft);
-        until_rows(&app, "app", 2).await?;
-        let rows = app.rows("app").await?;
-        assert_eq!((rows[1].words(), rows[1].status.as_str()), (("assistant", "so far"), "partial"));
+        assert_eq!(app.ollama_ended(1).await?, Ending::ClientLeft);
+        app.until_rows("app", 2).await?;
+        assert_eq!(app.rows("app").await?[1].parts(), ("assistant", "so far", "partial"));
         Ok(())
     }
 
     async fn with_cancel_nothing_is_stored_of_a_reply_that_had_not_begun(backend: Backend) -> Result<()> {
-        let app = TestApp::on(backend)
-            .variable("on_disconnect", "cancel")
-            .variable("comment_interval", "100ms")
-            .start()
-            .await?;
+        let app = cancelling(backend).start().await?;
         app.ollama.push(Script::silence());
         drop(app.prompt("app", "Hi").await?);
-        assert_eq!(within("the end", app.ollama.chat(1).await.ended()).await?, Ending::ClientLeft);
+        assert_eq!(app.ollama_ended(1).await?, Ending::ClientLeft);
         // The next turn comes after whatever the last one would have stored.
         app.ollama.push(Script::reply(["ok"]));
         app.ask("app", "Again").await?;
-        let expected = words(&[("user", "Hi"), ("user", "Again"), ("assistant", "ok")]);
+        let expected = messages(&[("user", "Hi"), ("user", "Again"), ("assistant", "ok")]);
         assert_eq!(app.conversation("app").await?, expected);
         Ok(())
     }
@@ -103,24 +94,19 @@ on_both_stores! {
 
     async fn a_turn_goes_on_without_a_client_that_neither_reads_nor_leaves(backend: Backend) -> Result<()> {
         let app = TestApp::on(backend).variable("client_stall_timeout", "500ms").start().await?;
-        // More than all the sockets on the way can hold.
-        let filler = filler();
-        let script = (0..600).fold(Script::new(), |script, _| script.line(&filler));
-        app.ollama.push(script.token("kept").done());
+        // More than all sockets on the way can hold.
+        app.ollama.push(fillers(600).token("kept").done());
         let _answer = app.prompt("app", "Hi").await?;
-        until_rows(&app, "app", 2).await?;
-        let rows = app.rows("app").await?;
-        assert_eq!((rows[1].words(), rows[1].status.as_str()), (("assistant", "kept"), "complete"));
+        app.until_rows("app", 2).await?;
+        assert_eq!(app.rows("app").await?[1].parts(), ("assistant", "kept", "complete"));
         Ok(())
     }
 
     async fn a_stalled_client_never_sees_a_clean_end(backend: Backend) -> Result<()> {
         let app = TestApp::on(backend).variable("client_stall_timeout", "500ms").start().await?;
-        let filler = filler();
-        let script = (0..600).fold(Script::new(), |script, _| script.line(&filler));
-        app.ollama.push(script.token("kept").done());
+        app.ollama.push(fillers(600).token("kept").done());
         let answer = app.prompt("app", "Hi").await?;
-        until_rows(&app, "app", 2).await?;
+        app.until_rows("app", 2).await?;
         // It wakes up too late: what it can still read must not look whole.
         let read = answer.bytes().await;
         assert!(read.is_err(), "{} bytes and a clean end", read.map_or(0, |bytes| bytes.len()));
@@ -136,13 +122,13 @@ async fn a_client_that_reads_slowly_slows_ollama_down() -> Result<()> {
     let exchange = within("the chat request", app.ollama.chat(1)).await?;
     let quiet = Duration::from_millis(500);
     let stalled = within("the writer's standstill", exchange.stalled(quiet)).await?;
-    // What sockets hold, and no more than that.
+    // What the sockets hold, and no more.
     assert!(
         stalled < 64 << 20,
         "{stalled} bytes are on their way to a client that reads none"
     );
 
-    // It reads on, and Ollama is read on.
+    // As the client reads on, so does the component.
     let mut read = 0;
     while read < stalled + (10 << 20) {
         let Some(chunk) = answer.chunk().await? else {
@@ -158,9 +144,7 @@ async fn a_client_that_reads_slowly_slows_ollama_down() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_pauses_for_less_than_the_limit_misses_nothing() -> Result<()> {
     let app = TestApp::start(Backend::Sqlite).await?;
-    let filler = filler();
-    let script = (0..400).fold(Script::new(), |script, _| script.line(&filler));
-    app.ollama.push(script.token("all").done());
+    app.ollama.push(fillers(400).token("all").done());
     let events = app.stream("app", "Hi").await?;
     let exchange = within("the chat request", app.ollama.chat(1)).await?;
     within("a standstill or the end", async {
@@ -182,18 +166,12 @@ async fn clients_that_leave_do_not_disturb_those_that_stay() -> Result<()> {
     let gate = Gate::new();
     app.ollama
         .always(Script::new().token("a").gate(&gate).token("b").done());
-    let mut streams = Vec::new();
-    for n in 0..30 {
-        let mut events = app.stream(&format!("app {n}"), "Hi").await?;
-        events.next().await?;
-        streams.push(events);
+    let mut streams = app.streams(30).await?;
+    for stream in &mut streams {
+        stream.next().await?;
     }
-    // Every third leaves.
-    let mut n = 0;
-    streams.retain(|_| {
-        n += 1;
-        n % 3 != 0
-    });
+    let mut stays = [true, true, false].into_iter().cycle();
+    streams.retain(|_| stays.next() == Some(true));
     gate.open();
     for stream in streams {
         assert_eq!(
@@ -201,8 +179,5 @@ async fn clients_that_leave_do_not_disturb_those_that_stay() -> Result<()> {
             [wire::token("b"), wire::done()].map(Event::Data)
         );
     }
-    eventually("all replies", async || {
-        Ok((app.row_count().await? == 60).then_some(()))
-    })
-    .await
+    until("all replies", async || Ok(app.row_count().await? == 60)).await
 }

@@ -1,17 +1,9 @@
 //! What is remembered, in which order, and of whom.
 
 use anyhow::Result;
-use llmchat_testkit::{Backend, Event, TestApp, eventually, on_both_stores, prompt, within};
+use llmchat_testkit::{Backend, Event, TestApp, messages, on_both_stores, until, within};
 use ollama_stand_in::{Gate, Script, wire};
 use serde_json::json;
-
-/// Pairs as a conversation has them.
-pub(crate) fn words(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
-    let owned = pairs
-        .iter()
-        .map(|(role, text)| ((*role).to_owned(), (*text).to_owned()));
-    owned.collect()
-}
 
 on_both_stores! {
     async fn a_prompt_goes_in_tokens_come_out_and_both_are_stored(backend: Backend) -> Result<()> {
@@ -20,7 +12,7 @@ on_both_stores! {
         let events = app.ask("app", "Hi").await?;
         let lines = [wire::token("Hel"), wire::token("lo"), wire::token("!"), wire::done()];
         assert_eq!(events, lines.map(Event::Data));
-        assert_eq!(app.conversation("app").await?, words(&[("user", "Hi"), ("assistant", "Hello!")]));
+        assert_eq!(app.conversation("app").await?, messages(&[("user", "Hi"), ("assistant", "Hello!")]));
         let rows = app.rows("app").await?;
         assert!(rows.iter().all(|row| row.status == "complete"), "{rows:?}");
         assert_eq!(rows[0].turn, rows[1].turn);
@@ -35,9 +27,8 @@ on_both_stores! {
             let question = format!("question {turn}");
             expected.push(("user".to_owned(), question.clone()));
             let mut events = app.stream("app", &question).await?;
-            let sent = within("the chat request", app.ollama.chat(turn)).await?;
-            assert_eq!(sent.request().messages()?, expected);
-            // The next prompt leaves at the very moment at which `done` is seen.
+            assert_eq!(app.sent_to_ollama(turn).await?, expected);
+            // The next prompt follows at once.
             while events.next().await? != Some(Event::Data(wire::done())) {}
             expected.push(("assistant".to_owned(), "a reply".to_owned()));
         }
@@ -51,8 +42,7 @@ on_both_stores! {
         let mut events = app.stream("app", "Hi").await?;
         assert_eq!(events.next().await?, Some(Event::Data(wire::token("kept"))));
 
-        // Nobody can write to the table while the test holds this.
-        let lock = Lock::take(&app).await?;
+        let lock = app.lock().await?;
         gate.open();
         let within_300_ms = std::time::Duration::from_millis(300);
         let nothing = tokio::time::timeout(within_300_ms, events.next()).await;
@@ -73,17 +63,16 @@ on_both_stores! {
         }
         for (i, id) in ids.iter().enumerate() {
             app.ask(id, "again").await?;
-            let sent = within("the chat request", app.ollama.chat(ids.len() + i + 1)).await?;
             let first = format!("from {id}");
-            let expected = words(&[("user", &first), ("assistant", "ok"), ("user", "again")]);
-            assert_eq!(sent.request().messages()?, expected);
+            let expected = messages(&[("user", &first), ("assistant", "ok"), ("user", "again")]);
+            assert_eq!(app.sent_to_ollama(ids.len() + i + 1).await?, expected);
         }
         Ok(())
     }
 
     async fn conversations_at_the_same_time_do_not_mix(backend: Backend) -> Result<()> {
         let app = TestApp::start(backend).await?;
-        // The reply says which conversation it is for.
+        // The reply names the conversation that it is for.
         app.ollama.answer(|request| {
             let messages = request.messages().unwrap_or_default();
             let last = messages.last().map(|(_, text)| text.clone()).unwrap_or_default();
@@ -118,8 +107,7 @@ on_both_stores! {
         let second = app.stream("app", "second").await?;
         within("the second turn", second_gate.reached()).await?;
         // Each sees what was stored before it.
-        let sent = app.ollama.chat(2).await.request().messages()?;
-        assert_eq!(sent, words(&[("user", "first"), ("user", "second")]));
+        assert_eq!(app.sent_to_ollama(2).await?, messages(&[("user", "first"), ("user", "second")]));
 
         // The later turn ends earlier; a reply stands right after its prompt all the same.
         second_gate.open();
@@ -128,8 +116,8 @@ on_both_stores! {
         first.rest().await?;
         app.ollama.push(Script::reply(["third reply"]));
         app.ask("app", "third").await?;
-        let sent = app.ollama.chat(3).await.request().messages()?;
-        let expected = words(&[
+        let sent = app.sent_to_ollama(3).await?;
+        let expected = messages(&[
             ("user", "first"),
             ("assistant", "first reply"),
             ("user", "second"),
@@ -172,18 +160,18 @@ on_both_stores! {
         ];
         messages.extend((0..50).map(|n| json!({"role": "user", "content": format!("{n}")})));
         let body = json!({"appID": "app", "model": "m", "messages": messages});
-        app.client.prompt(&body).await?.events().await?.rest().await?;
+        app.client.prompt(&body).await?.read().await?;
         let sent = app.ollama.chat(1).await.request().json()?;
         assert_eq!(sent["messages"], body["messages"]);
         let mut stored = app.conversation("app").await?;
         assert_eq!(stored.pop(), Some(("assistant".to_owned(), "ok".to_owned())));
-        assert_eq!(stored, app.ollama.chat(1).await.request().messages()?);
+        assert_eq!(stored, app.sent_to_ollama(1).await?);
         Ok(())
     }
 
     async fn what_was_said_is_sent_again_character_by_character(backend: Backend) -> Result<()> {
         let app = TestApp::on(backend).variable("completion_whitespace", "preserve").start().await?;
-        // The database makes JSON of it.
+        // The database must turn them into JSON.
         let control: String = ('\u{1}'..='\u{1f}').collect();
         let texts = [
             "", "\"", "\\", "\\\"", "\\u0041 \\n", "{\"role\":\"system\",\"content\":\"x\"}", "],[", "null",
@@ -194,8 +182,7 @@ on_both_stores! {
             app.ollama.push(Script::reply([format!("{text}!").as_str()]));
             app.ask("app", text).await?;
             expected.push(("user".to_owned(), text.to_owned()));
-            let sent = app.ollama.chat(expected.len().div_ceil(2)).await.request().messages()?;
-            assert_eq!(sent, expected);
+            assert_eq!(app.sent_to_ollama(expected.len().div_ceil(2)).await?, expected);
             expected.push(("assistant".to_owned(), format!("{text}!")));
         }
         assert_eq!(app.conversation("app").await?, expected);
@@ -234,7 +221,7 @@ on_both_stores! {
         let app = TestApp::start(backend).await?;
         app.ollama.push(Script::new().done());
         assert_eq!(app.ask("app", "Hi").await?, [Event::Data(wire::done())]);
-        assert_eq!(app.conversation("app").await?, words(&[("user", "Hi")]));
+        assert_eq!(app.conversation("app").await?, messages(&[("user", "Hi")]));
         Ok(())
     }
 
@@ -244,10 +231,9 @@ on_both_stores! {
         app.ask("app", "Hi").await?;
         app.ollama.push(Script::reply(["two"]));
         let body = json!({"appID": "app", "model": "m", "messages": []});
-        app.client.prompt(&body).await?.events().await?.rest().await?;
-        let sent = app.ollama.chat(2).await.request().messages()?;
-        assert_eq!(sent, words(&[("user", "Hi"), ("assistant", "one")]));
-        let stored = words(&[("user", "Hi"), ("assistant", "one"), ("assistant", "two")]);
+        app.client.prompt(&body).await?.read().await?;
+        assert_eq!(app.sent_to_ollama(2).await?, messages(&[("user", "Hi"), ("assistant", "one")]));
+        let stored = messages(&[("user", "Hi"), ("assistant", "one"), ("assistant", "two")]);
         assert_eq!(app.conversation("app").await?, stored);
         Ok(())
     }
@@ -258,41 +244,8 @@ on_both_stores! {
         app.ask("app", "one").await?;
         app.ollama.push(Script::reply(["ok"]));
         app.ask("app", "two").await?;
-        let sent = app.ollama.chat(2).await.request().messages()?;
-        assert_eq!(sent, words(&[("user", "one"), ("user", "two")]));
+        assert_eq!(app.sent_to_ollama(2).await?, messages(&[("user", "one"), ("user", "two")]));
         Ok(())
-    }
-}
-
-/// Keeps every writer from the table until it is released.
-pub(crate) enum Lock {
-    Sqlite(rusqlite::Connection),
-    Postgres(tokio_postgres::Client),
-}
-
-impl Lock {
-    pub(crate) async fn take(app: &TestApp) -> Result<Self> {
-        Ok(match app.postgres() {
-            Ok(database) => {
-                let client = database.connect().await?;
-                client
-                    .batch_execute("BEGIN; LOCK TABLE chatts IN EXCLUSIVE MODE")
-                    .await?;
-                Self::Postgres(client)
-            }
-            Err(_) => {
-                let connection = app.sqlite()?.open()?;
-                connection.execute_batch("BEGIN IMMEDIATE")?;
-                Self::Sqlite(connection)
-            }
-        })
-    }
-
-    pub(crate) async fn release(self) -> Result<()> {
-        match self {
-            Self::Sqlite(connection) => Ok(connection.execute_batch("COMMIT")?),
-            Self::Postgres(client) => Ok(client.batch_execute("COMMIT").await?),
-        }
     }
 }
 
@@ -301,20 +254,16 @@ async fn a_turn_is_two_statements_to_postgres() -> Result<()> {
     let app = TestApp::start(Backend::Postgres).await?;
     app.ollama.always(Script::reply(["ok"]));
     app.ask("app", "the first turn makes the schema").await?;
-    let before = app.postgres()?.statements()?.len();
-    let cleaned = app.postgres()?.texts()?.len();
+    let before = app.postgres()?.executed()?.len();
+    let cleaned = app.postgres()?.sent_as_text()?.len();
     for _ in 0..10 {
         app.ask("app", "Hi").await?;
     }
-    let statements = app.postgres()?.statements()?;
-    assert_eq!(
-        statements.len() - before,
-        20,
-        "{:#?}",
-        &statements[before..]
-    );
-    // Each by a client that was cleaned first, since somebody had used it.
-    assert_eq!(app.postgres()?.texts()?.len() - cleaned, 20);
+    let statements = app.postgres()?.executed()?;
+    let new = &statements[before..];
+    assert_eq!(new.len(), 20, "{new:#?}");
+    // Each on a connection that was cleaned first, since it had been used.
+    assert_eq!(app.postgres()?.sent_as_text()?.len() - cleaned, 20);
     Ok(())
 }
 
@@ -328,10 +277,7 @@ async fn no_postgres_connection_is_held_while_tokens_stream() -> Result<()> {
     app.ollama
         .always(Script::new().token("a").gate(&gate).done());
     // More turns than the pool has connections.
-    let mut streams = Vec::new();
-    for n in 0..80 {
-        streams.push(app.stream(&format!("app {n}"), "Hi").await?);
-    }
+    let streams = app.streams(80).await?;
     within("80 turns at once", gate.reached_by(80)).await?;
     assert!(app.database_wire()?.open() <= 64);
     gate.open();
@@ -346,27 +292,17 @@ async fn no_postgres_connection_is_held_while_tokens_stream() -> Result<()> {
 async fn turns_at_once_in_one_conversation_lose_nothing() -> Result<()> {
     let app = TestApp::start(Backend::Postgres).await?;
     app.ollama.always(Script::reply(["ok"]));
-    let ask = async |n: usize| {
-        app.client
-            .prompt(&prompt("app", &format!("{n}")))
-            .await?
-            .events()
-            .await?
-            .rest()
-            .await
-    };
+    let ask = async |n: usize| app.ask("app", &n.to_string()).await;
     futures_util::future::try_join_all((0..20).map(ask)).await?;
     let rows = app.rows("app").await?;
     assert_eq!(rows.len(), 40);
     for turn in rows.chunks(2) {
         assert_eq!(turn[0].turn, turn[1].turn);
-        assert_eq!(
-            (turn[0].role.as_str(), turn[1].words()),
-            ("user", ("assistant", "ok"))
-        );
+        assert_eq!(turn[0].role, "user");
+        assert_eq!(turn[1].parts(), ("assistant", "ok", "complete"));
     }
-    eventually("the last chat request", async || {
-        Ok((app.ollama.chats() == 20).then_some(()))
+    until("the last chat request", async || {
+        Ok(app.ollama.chats() == 20)
     })
     .await
 }

@@ -1,13 +1,12 @@
 //! The database fails, before a turn and at its end; and comes back.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
-use llmchat_testkit::{Backend, Cluster, Event, PASSWORD, TestApp, Wire, eventually, within};
+use anyhow::{Result, bail};
+use llmchat_testkit::{Backend, Cluster, Event, PASSWORD, TestApp, Wire, messages, until, within};
 use ollama_stand_in::{Gate, Refused, Script, Unresponsive, wire};
 use serde_json::Value;
-
-use crate::conversation::words;
 
 async fn with_wire() -> Result<TestApp> {
     TestApp::on(Backend::Postgres)
@@ -17,17 +16,20 @@ async fn with_wire() -> Result<TestApp> {
         .await
 }
 
+/// The program with a database that is at another address.
+async fn with_database_at(address: SocketAddr) -> Result<TestApp> {
+    let url = format!("postgres://me:secret@{address}/db");
+    TestApp::on(Backend::Postgres)
+        .variable("database_url", url)
+        .variable("database_timeout", "500ms")
+        .start()
+        .await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_cannot_be_reached_is_a_500_and_ollama_is_not_called() -> Result<()> {
     let refused = Refused::new()?;
-    let app = TestApp::on(Backend::Postgres)
-        .variable(
-            "database_url",
-            format!("postgres://me:secret@{}/db", refused.address()),
-        )
-        .variable("database_timeout", "500ms")
-        .start()
-        .await?;
+    let app = with_database_at(refused.address()).await?;
     let error = app.prompt("app", "Hi").await?.error(500).await?;
     assert!(error.contains("database"), "{error}");
     assert_eq!(app.ollama.chats(), 0);
@@ -65,14 +67,7 @@ async fn a_database_elsewhere_is_reached_only_where_database_host_says_so() -> R
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_does_not_take_the_connection_is_a_500_in_time() -> Result<()> {
     let nobody = Unresponsive::new().await?;
-    let app = TestApp::on(Backend::Postgres)
-        .variable(
-            "database_url",
-            format!("postgres://me:secret@{}/db", nobody.address()),
-        )
-        .variable("database_timeout", "500ms")
-        .start()
-        .await?;
+    let app = with_database_at(nobody.address()).await?;
     app.prompt("app", "Hi").await?.error(500).await?;
     assert_eq!(app.ollama.chats(), 0);
     Ok(())
@@ -88,9 +83,9 @@ async fn a_database_that_does_not_answer_is_a_500_in_time() -> Result<()> {
     assert_eq!(app.ollama.chats(), 1);
 
     app.database_wire()?.cut();
-    app.database_wire()?.mend();
+    app.database_wire()?.restore();
     app.ask("app", "and on").await?;
-    let expected = words(&[
+    let expected = messages(&[
         ("user", "Hi"),
         ("assistant", "ok"),
         ("user", "and on"),
@@ -119,14 +114,14 @@ async fn a_short_outage_at_the_beginning_is_waited_for() -> Result<()> {
     let wire = app.database_wire()?;
     wire.refuse();
     let (answer, ()) = tokio::try_join!(app.prompt("app", "Hi"), async {
-        eventually("a try", async || Ok((wire.accepted() > 0).then_some(()))).await?;
-        wire.mend();
+        until("a try", async || Ok(wire.accepted() > 0)).await?;
+        wire.restore();
         Ok(())
     })?;
-    assert_eq!(answer.events().await?.rest().await?.len(), 2);
+    assert_eq!(answer.read().await?.len(), 2);
     assert_eq!(
         app.conversation("app").await?,
-        words(&[("user", "Hi"), ("assistant", "ok")])
+        messages(&[("user", "Hi"), ("assistant", "ok")])
     );
     Ok(())
 }
@@ -140,19 +135,15 @@ async fn a_short_outage_at_the_end_is_waited_for() -> Result<()> {
     let mut events = app.stream("app", "Hi").await?;
     events.next().await?;
     let wire = app.database_wire()?;
-    wire.refuse();
-    wire.cut();
+    wire.take_down();
     let before = wire.accepted();
     gate.open();
-    eventually("a try", async || {
-        Ok((wire.accepted() > before).then_some(()))
-    })
-    .await?;
-    wire.mend();
+    until("a try", async || Ok(wire.accepted() > before)).await?;
+    wire.restore();
     assert_eq!(events.rest().await?, [Event::Data(wire::done())]);
     assert_eq!(
         app.conversation("app").await?,
-        words(&[("user", "Hi"), ("assistant", "kept")])
+        messages(&[("user", "Hi"), ("assistant", "kept")])
     );
     Ok(())
 }
@@ -167,27 +158,26 @@ async fn a_reply_that_cannot_be_stored_is_no_done_and_is_not_lost_to_the_user() 
         .push(Script::new().token("last").gate(&gate).line(last));
     let mut events = app.stream("app", "Hi").await?;
     events.next().await?;
-    app.database_wire()?.refuse();
-    app.database_wire()?.cut();
+    app.database_wire()?.take_down();
     gate.open();
     let rest = events.rest().await?;
     let [Event::Error { code, data, .. }] = &rest[..] else {
-        anyhow::bail!("{rest:?}");
+        bail!("{rest:?}");
     };
     assert_eq!(code, "database_failed");
     let data: Value = serde_json::from_str(data)?;
     assert_eq!(data["message"]["content"], " words");
-    assert_eq!(app.conversation("app").await?, words(&[("user", "Hi")]));
+    assert_eq!(app.conversation("app").await?, messages(&[("user", "Hi")]));
 
-    app.database_wire()?.mend();
+    app.database_wire()?.restore();
     app.ollama.push(Script::reply(["ok"]));
     app.ask("app", "Again").await?;
     assert_eq!(app.rows("app").await?.len(), 3);
     Ok(())
 }
 
-/// Every insertion waits until [`HeldInserts::release`], after it was sent and before it is done:
-/// time to lose its answer.
+/// Every insertion waits for [`HeldInserts::release`] after it was sent and before it is done, so
+/// that its answer can be lost.
 struct HeldInserts(tokio_postgres::Client);
 
 impl HeldInserts {
@@ -207,8 +197,8 @@ impl HeldInserts {
     async fn reached(&self) -> Result<()> {
         let waiting = "SELECT 1 FROM pg_locks JOIN pg_database ON database = pg_database.oid
                        WHERE locktype = 'advisory' AND NOT granted AND datname = current_database()";
-        eventually("the insertion", async || {
-            Ok((!self.0.query(waiting, &[]).await?.is_empty()).then_some(()))
+        until("the insertion", async || {
+            Ok(!self.0.query(waiting, &[]).await?.is_empty())
         })
         .await
     }
@@ -218,17 +208,17 @@ impl HeldInserts {
     }
 }
 
-/// The insertion that is held comes about; nobody is told.
-async fn commits_unheard(app: &TestApp, inserts: &HeldInserts, rows: usize) -> Result<()> {
+/// The insertion that is held is committed; its answer is lost.
+async fn commits_unanswered(app: &TestApp, inserts: &HeldInserts, rows: usize) -> Result<()> {
     inserts.reached().await?;
     let wire = app.database_wire()?;
     wire.swallow_answers();
     inserts.release().await?;
-    eventually("the commit", async || {
-        Ok((app.rows("app").await?.len() == rows).then_some(()))
+    until("the commit", async || {
+        Ok(app.rows("app").await?.len() == rows)
     })
     .await?;
-    wire.mend();
+    wire.restore();
     wire.cut();
     Ok(())
 }
@@ -239,17 +229,19 @@ async fn a_prompt_whose_commit_was_not_heard_of_is_stored_once() -> Result<()> {
     app.ollama.always(Script::reply(["ok"]));
     app.ask("app", "one").await?;
     let inserts = HeldInserts::hold(&app).await?;
-    let (answer, ()) =
-        tokio::try_join!(app.prompt("app", "two"), commits_unheard(&app, &inserts, 3))?;
-    answer.events().await?.rest().await?;
-    let expected = words(&[
+    let (answer, ()) = tokio::try_join!(
+        app.prompt("app", "two"),
+        commits_unanswered(&app, &inserts, 3)
+    )?;
+    answer.read().await?;
+    let expected = messages(&[
         ("user", "one"),
         ("assistant", "ok"),
         ("user", "two"),
         ("assistant", "ok"),
     ]);
     assert_eq!(app.conversation("app").await?, expected);
-    let sent = app.ollama.chat(2).await.request().messages()?;
+    let sent = app.sent_to_ollama(2).await?;
     assert_eq!(sent, expected[..3]);
     Ok(())
 }
@@ -264,11 +256,11 @@ async fn a_reply_whose_commit_was_not_heard_of_is_stored_once() -> Result<()> {
     events.next().await?;
     let inserts = HeldInserts::hold(&app).await?;
     gate.open();
-    commits_unheard(&app, &inserts, 2).await?;
+    commits_unanswered(&app, &inserts, 2).await?;
     assert_eq!(events.rest().await?, [Event::Data(wire::done())]);
     assert_eq!(
         app.conversation("app").await?,
-        words(&[("user", "Hi"), ("assistant", "once")])
+        messages(&[("user", "Hi"), ("assistant", "once")])
     );
     Ok(())
 }
@@ -278,8 +270,7 @@ async fn a_slow_database_slows_and_breaks_nothing() -> Result<()> {
     let app = with_wire().await?;
     app.ollama.always(Script::reply(["ok"]));
     app.ask("app", "Hi").await?;
-    app.database_wire()?
-        .delay(std::time::Duration::from_millis(30));
+    app.database_wire()?.delay(Duration::from_millis(30));
     assert_eq!(app.ask("app", "Hi").await?.len(), 2);
     Ok(())
 }
@@ -292,12 +283,8 @@ async fn a_statement_that_the_server_has_forgotten_is_prepared_again() -> Result
     let forget = "CREATE FUNCTION forget() RETURNS trigger LANGUAGE plpgsql AS
         $$ BEGIN EXECUTE 'DEALLOCATE ALL'; RETURN NULL; END $$;
         CREATE TRIGGER forget AFTER INSERT ON chatts EXECUTE FUNCTION forget()";
-    app.postgres()?
-        .connect()
-        .await?
-        .batch_execute(forget)
-        .await?;
-    // More than the pool can have connections that were not used since.
+    app.execute(forget).await?;
+    // More often than the pool can have connections that were not used since.
     for _ in 0..40 {
         app.ask("app", "again").await?;
     }
@@ -324,13 +311,12 @@ async fn a_sqlite_database_that_is_locked_for_a_while_is_waited_for() -> Result<
     let app = TestApp::start(Backend::Sqlite).await?;
     app.ollama.always(Script::reply(["ok"]));
     app.ask("app", "Hi").await?;
-    let connection = app.sqlite()?.open()?;
-    connection.execute_batch("BEGIN IMMEDIATE")?;
+    let lock = app.lock().await?;
     let (answer, ()) = tokio::try_join!(app.prompt("app", "Hi"), async {
-        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-        Ok(connection.execute_batch("COMMIT")?)
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        lock.release().await
     })?;
-    answer.events().await?.rest().await?;
+    answer.read().await?;
     assert_eq!(app.rows("app").await?.len(), 4);
     Ok(())
 }
@@ -343,13 +329,9 @@ async fn a_sqlite_database_that_stays_locked_is_a_500_in_time() -> Result<()> {
         .await?;
     app.ollama.always(Script::reply(["ok"]));
     app.ask("app", "Hi").await?;
-    let connection = app.sqlite()?.open()?;
-    connection.execute_batch("BEGIN IMMEDIATE")?;
+    let lock = app.lock().await?;
     let answer = within("the answer", app.prompt("app", "Hi")).await??;
-    answer
-        .error(500)
-        .await
-        .context("a prompt that cannot be stored")?;
+    answer.error(500).await?;
     assert_eq!(app.ollama.chats(), 1);
-    Ok(())
+    lock.release().await
 }

@@ -16,7 +16,7 @@ on_both_stores! {
         let error = app.client.prompt(&body(4)).await?.error(422).await?;
         ensure!(error.contains("messages") && error.contains('3'), "{error}");
         assert_eq!((app.ollama.chats(), app.row_count().await?), (0, 0));
-        app.client.prompt(&body(3)).await?.events().await?.rest().await?;
+        app.client.prompt(&body(3)).await?.read().await?;
         Ok(())
     }
 
@@ -24,10 +24,7 @@ on_both_stores! {
         let app = TestApp::on(backend).variable("max_concurrent_turns", 2).start().await?;
         let gate = Gate::new();
         app.ollama.always(Script::new().gate(&gate).token("ok").done());
-        let mut streams = Vec::new();
-        for n in 0..12 {
-            streams.push(app.stream(&format!("app {n}"), "Hi").await?);
-        }
+        let streams = app.streams(12).await?;
         within("all turns at once", gate.reached_by(12)).await?;
         ensure!(app.instances() >= 6, "{} instances", app.instances());
         gate.open();

@@ -1,22 +1,20 @@
-//! Ollama fails: what the client is told, and what is kept.
+//! Ollama fails: what the client receives, and what is stored.
 
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use llmchat_testkit::{Backend, Event, TestApp, on_both_stores, within};
+use llmchat_testkit::{Backend, Event, TestApp, messages, on_both_stores};
 use ollama_stand_in::{Ending, Refused, Script, Unresponsive, wire};
 
-use crate::conversation::words;
-
-/// The one event of a stream in which nothing else happened.
+/// The code and the message of an error that is the only event.
 fn only_error(events: &[Event]) -> Result<(&str, &str)> {
     match events {
         [Event::Error { code, error, .. }] => Ok((code, error)),
-        _ => bail!("not an error alone: {events:?}"),
+        _ => bail!("not a single error: {events:?}"),
     }
 }
 
-/// A reply of which `partial` came; the conversation goes on with it.
+/// Ollama sends `par`, `tial` and fails: that much is stored, and the conversation goes on with it.
 async fn keeps_what_was_shown(backend: Backend, script: Script, code: &str) -> Result<()> {
     let app = TestApp::on(backend)
         .variable("ollama_idle_timeout", "500ms")
@@ -30,18 +28,17 @@ async fn keeps_what_was_shown(backend: Backend, script: Script, code: &str) -> R
     );
     assert_eq!(events.len(), 3, "{events:?}");
     assert_eq!(events[2].code(), Some(code));
-    let rows = app.rows("app").await?;
     assert_eq!(
-        (rows[1].words(), rows[1].status.as_str()),
-        (("assistant", "partial"), "partial")
+        app.rows("app").await?[1].parts(),
+        ("assistant", "partial", "partial")
     );
 
     app.ollama.push(Script::reply(["ok"]));
     app.ask("app", "Go on").await?;
-    let sent = app.ollama.chat(2).await.request().messages()?;
+    let sent = app.sent_to_ollama(2).await?;
     assert_eq!(
         sent,
-        words(&[("user", "Hi"), ("assistant", "partial"), ("user", "Go on")])
+        messages(&[("user", "Hi"), ("assistant", "partial"), ("user", "Go on")])
     );
     Ok(())
 }
@@ -49,20 +46,20 @@ async fn keeps_what_was_shown(backend: Backend, script: Script, code: &str) -> R
 on_both_stores! {
     async fn a_refusal_is_told_in_ollamas_own_words(backend: Backend) -> Result<()> {
         let app = TestApp::start(backend).await?;
-        for (status, said) in [
+        for (status, message) in [
             (400, "\"nomic\" does not support chat"),
             (404, "model 'x' not found"),
             (500, "{\"code\":1}\n\ndata: x"),
             (503, "server busy, please try again.  maximum pending requests exceeded"),
         ] {
-            app.ollama.push(Script::refuse(status, said));
+            app.ollama.push(Script::refuse(status, message));
             let events = app.ask("app", "Hi").await?;
             let (code, error) = only_error(&events)?;
             assert_eq!(code, "ollama_refused");
-            assert!(error.contains(said) && error.contains(&status.to_string()), "{error}");
+            assert!(error.contains(message) && error.contains(&status.to_string()), "{error}");
         }
         let rows = app.conversation("app").await?;
-        assert_eq!(rows, words(&[("user", "Hi"); 4]));
+        assert_eq!(rows, messages(&[("user", "Hi"); 4]));
         Ok(())
     }
 
@@ -83,7 +80,7 @@ on_both_stores! {
         let app = TestApp::on(backend).variable("ollama_url", refused.url()).start().await?;
         let events = app.ask("app", "Hi").await?;
         assert_eq!(only_error(&events)?.0, "ollama_unreachable");
-        assert_eq!(app.conversation("app").await?, words(&[("user", "Hi")]));
+        assert_eq!(app.conversation("app").await?, messages(&[("user", "Hi")]));
         Ok(())
     }
 
@@ -110,8 +107,8 @@ on_both_stores! {
         app.ollama.push(Script::silence());
         let events = app.ask("app", "Hi").await?;
         assert_eq!(only_error(&events)?.0, "ollama_timeout");
-        assert_eq!(within("the end", app.ollama.chat(1).await.ended()).await?, Ending::ClientLeft);
-        assert_eq!(app.conversation("app").await?, words(&[("user", "Hi")]));
+        assert_eq!(app.ollama_ended(1).await?, Ending::ClientLeft);
+        assert_eq!(app.conversation("app").await?, messages(&[("user", "Hi")]));
         Ok(())
     }
 
@@ -124,7 +121,7 @@ on_both_stores! {
     }
 
     async fn a_connection_that_is_cut_is_told_and_the_reply_kept(backend: Backend) -> Result<()> {
-        // The delay lets the tokens be read: a reset throws away what is on its way.
+        // The delay lets the tokens be read: a reset discards what is in transit.
         let script = Script::new().tokens(["par", "tial"]).delay(Duration::from_millis(200)).reset();
         keeps_what_was_shown(backend, script, "ollama_broke_off").await
     }
@@ -152,7 +149,7 @@ on_both_stores! {
         let app = TestApp::start(backend).await?;
         app.ollama.push(Script::new());
         assert_eq!(only_error(&app.ask("app", "Hi").await?)?.0, "ollama_ended_early");
-        assert_eq!(app.conversation("app").await?, words(&[("user", "Hi")]));
+        assert_eq!(app.conversation("app").await?, messages(&[("user", "Hi")]));
         Ok(())
     }
 
@@ -169,16 +166,15 @@ on_both_stores! {
 
     async fn a_turn_has_an_end_however_much_ollama_says(backend: Backend) -> Result<()> {
         let app = TestApp::on(backend).variable("turn_timeout", "1s").start().await?;
-        // Lines without content, as a thinking model's: nothing else bounds them.
+        // Lines without content, as a thinking model sends them: nothing else bounds them.
         let thinking = r#"{"message":{"content":"","thinking":"hm"},"done":false}"#;
         app.ollama.push(Script::new().token("a").endless(thinking));
-        // Raw: a parser of events would be slower than Ollama here.
+        // Not parsed: that would be slower than Ollama here.
         let body = app.prompt("app", "Hi").await?.text().await?;
         let last = body.rsplit("\n\n").nth(1).unwrap_or_default();
         assert!(last.starts_with("event: error\n") && last.contains("turn_timeout"), "{last}");
-        assert_eq!(within("the end", app.ollama.chat(1).await.ended()).await?, Ending::ClientLeft);
-        let rows = app.rows("app").await?;
-        assert_eq!((rows[1].words(), rows[1].status.as_str()), (("assistant", "a"), "partial"));
+        assert_eq!(app.ollama_ended(1).await?, Ending::ClientLeft);
+        assert_eq!(app.rows("app").await?[1].parts(), ("assistant", "a", "partial"));
         Ok(())
     }
 
@@ -200,13 +196,12 @@ async fn ollama_comes_back_and_the_conversation_goes_on() -> Result<()> {
     let app = TestApp::on(Backend::Sqlite).ollama_wire().start().await?;
     app.ollama.always(Script::reply(["ok"]));
     app.ask("app", "one").await?;
-    app.ollama_wire()?.refuse();
-    app.ollama_wire()?.cut();
+    app.ollama_wire()?.take_down();
     let events = app.ask("app", "two").await?;
     assert!(matches!(events[..], [Event::Error { .. }]), "{events:?}");
-    app.ollama_wire()?.mend();
+    app.ollama_wire()?.restore();
     app.ask("app", "three").await?;
-    let expected = words(&[
+    let expected = messages(&[
         ("user", "one"),
         ("assistant", "ok"),
         ("user", "two"),
@@ -224,15 +219,7 @@ async fn a_network_that_is_cut_in_mid_reply_is_told() -> Result<()> {
     let mut events = app.stream("app", "Hi").await?;
     events.next().await?;
     app.ollama_wire()?.cut();
-    assert_eq!(
-        events
-            .rest()
-            .await?
-            .iter()
-            .map(Event::code)
-            .collect::<Vec<_>>(),
-        [Some("ollama_broke_off")]
-    );
+    assert_eq!(only_error(&events.rest().await?)?.0, "ollama_broke_off");
     assert_eq!(app.rows("app").await?[1].status, "partial");
     Ok(())
 }

@@ -1,13 +1,17 @@
 //! From Ollama's lines to the client's events: framing, timing, limits.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
+use hyper::Method;
 use llmchat_fixtures::{Fixture, without_messages};
 use llmchat_testkit::{Backend, Event, TestApp, on_both_stores, prompt, within};
 use ollama_stand_in::{Ending, Gate, Script, wire};
 use serde_json::{Value, json, value::RawValue};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 const NDJSON: &str = "application/x-ndjson";
 
@@ -16,9 +20,8 @@ async fn the_head_is_that_of_a_stream() -> Result<()> {
     let app = TestApp::start(Backend::Sqlite).await?;
     app.ollama.always(Script::reply(["ok"]));
     for path in ["/llmchat/", "/llmchat"] {
-        let body = http_body_util::Full::new(Bytes::from(prompt("app", "Hi").to_string()));
-        let body = http_body_util::BodyExt::boxed(body);
-        let answer = app.client.send(hyper::Method::POST, path, body).await?;
+        let body = prompt("app", "Hi").to_string();
+        let answer = app.client.request(Method::POST, path, body).await?;
         assert_eq!(answer.status(), 200);
         assert_eq!(answer.header("content-type"), Some("text/event-stream"));
         assert_eq!(answer.header("cache-control"), Some("no-cache"));
@@ -37,12 +40,12 @@ async fn the_head_leaves_before_ollama_answers() -> Result<()> {
         .push(Script::new().gate(&gate).token("ok").done());
     let answer = app.prompt("app", "Hi").await?;
     assert_eq!(answer.status(), 200);
-    // The prompt is stored by then.
+    // The prompt is stored before the head is sent.
     assert_eq!(app.rows("app").await?.len(), 1);
     within("the chat request", gate.reached()).await?;
     assert_eq!(app.ollama.chat(1).await.bytes_sent(), 0);
     gate.open();
-    assert_eq!(answer.events().await?.rest().await?.len(), 2);
+    assert_eq!(answer.read().await?.len(), 2);
     Ok(())
 }
 
@@ -50,19 +53,15 @@ async fn the_head_leaves_before_ollama_answers() -> Result<()> {
 async fn each_event_arrives_before_the_next_line_is_let_out() -> Result<()> {
     let app = TestApp::start(Backend::Sqlite).await?;
     let gates: Vec<_> = (0..20).map(|_| Gate::new()).collect();
-    let script = gates
-        .iter()
-        .enumerate()
-        .fold(Script::new(), |script, (n, gate)| {
-            script.token(&format!("{n}")).gate(gate)
-        });
+    let mut script = Script::new();
+    for (n, gate) in gates.iter().enumerate() {
+        script = script.token(&n.to_string()).gate(gate);
+    }
     app.ollama.push(script.done());
     let mut events = app.stream("app", "Hi").await?;
     for (n, gate) in gates.iter().enumerate() {
-        assert_eq!(
-            events.next().await?,
-            Some(Event::Data(wire::token(&format!("{n}"))))
-        );
+        let token = Event::Data(wire::token(&n.to_string()));
+        assert_eq!(events.next().await?, Some(token));
         gate.open();
     }
     assert_eq!(events.rest().await?, [Event::Data(wire::done())]);
@@ -84,21 +83,17 @@ async fn done_comes_although_ollama_keeps_the_connection_open() -> Result<()> {
 async fn other_fields_go_to_ollama_unchanged_and_the_app_id_does_not() -> Result<()> {
     let app = TestApp::start(Backend::Sqlite).await?;
     app.ollama.push(Script::reply(["ok"]));
+    let options = r#"{ "temperature" : 0.10, "seed": 1e3, "num_ctx": 123456789012345678901 }"#;
+    let tools = r#"[{"type":"function","function":{"name":"f\u0041"}}]"#;
     let fields = [
-        (
-            "options",
-            r#"{ "temperature" : 0.10, "seed": 1e3, "num_ctx": 123456789012345678901 }"#,
-        ),
         (
             "format",
             r#"{"type":"object","appID":"kept: it is not ours"}"#,
         ),
         ("keep_alive", r#""5m""#),
+        ("options", options),
         ("think", "true"),
-        (
-            "tools",
-            r#"[{"type":"function","function":{"name":"f\u0041"}}]"#,
-        ),
+        ("tools", tools),
         ("unheard_of", "null"),
     ];
     let mut body = String::from(r#"{"appID":"app","#);
@@ -106,34 +101,17 @@ async fn other_fields_go_to_ollama_unchanged_and_the_app_id_does_not() -> Result
         body += &format!("\"{name}\":{value},");
     }
     body += r#""model":"a/b:c","messages":[{"role":"user","content":"Hi"}]}"#;
-    app.client.post(body).await?.events().await?.rest().await?;
+    app.client.post(body).await?.read().await?;
 
     let exchange = app.ollama.chat(1).await;
     let request = exchange.request();
-    let sent: std::collections::BTreeMap<String, Box<RawValue>> =
-        serde_json::from_slice(&request.body)?;
+    let mut sent: BTreeMap<String, Box<RawValue>> = serde_json::from_slice(&request.body)?;
     for (name, value) in fields {
-        assert_eq!(
-            sent.get(name).map(|value| value.get()),
-            Some(value),
-            "{name}"
-        );
+        let came = sent.remove(name);
+        assert_eq!(came.as_deref().map(RawValue::get), Some(value), "{name}");
     }
-    let names: Vec<_> = sent.keys().map(String::as_str).collect();
-    assert_eq!(
-        names,
-        [
-            "format",
-            "keep_alive",
-            "messages",
-            "model",
-            "options",
-            "stream",
-            "think",
-            "tools",
-            "unheard_of"
-        ]
-    );
+    let rest: Vec<_> = sent.keys().collect();
+    assert_eq!(rest, ["messages", "model", "stream"]);
     assert_eq!(request.json()?["model"], "a/b:c");
     assert_eq!(request.json()?["stream"], true);
     assert_eq!(request.header("content-type"), Some("application/json"));
@@ -143,13 +121,11 @@ async fn other_fields_go_to_ollama_unchanged_and_the_app_id_does_not() -> Result
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_clients_host_and_origin_are_not_forwarded() -> Result<()> {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
     // The stand-in refuses foreign ones, as a loopback-bound Ollama does.
     let app = TestApp::start(Backend::Sqlite).await?;
     app.ollama.push(Script::reply(["ok"]));
     let body = prompt("app", "Hi").to_string();
-    let mut socket = tokio::net::TcpStream::connect(app.address()).await?;
+    let mut socket = TcpStream::connect(app.address()).await?;
     let head = "POST /llmchat/ HTTP/1.1\r\nHost: chat.example.com\r\nOrigin: https://example.com\r\nConnection: close\r\n";
     socket
         .write_all(format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).as_bytes())
@@ -170,7 +146,7 @@ on_both_stores! {
         app.ollama.push(Script::body(200, "application/json; charset=utf-8", object.to_string()));
         let mut body = prompt("app", "Hi");
         body["stream"] = json!(false);
-        let events = app.client.prompt(&body).await?.events().await?.rest().await?;
+        let events = app.client.prompt(&body).await?.read().await?;
         assert_eq!(events, [Event::Data(object.to_string())]);
         assert_eq!(app.ollama.chat(1).await.request().json()?["stream"], false);
         assert_eq!(app.rows("app").await?[1].message, "All at once");
@@ -223,15 +199,17 @@ on_both_stores! {
         assert_eq!(events.last().and_then(Event::code), Some("completion_too_long"));
         let row = &app.rows("app").await?[1];
         assert_eq!((row.message.as_str(), row.status.as_str()), (shown.as_str(), "partial"));
-        // There is no use in more of it.
-        assert_eq!(within("the end", app.ollama.chat(1).await.ended()).await?, Ending::ClientLeft);
+        // The connection is closed: the rest would be discarded.
+        assert_eq!(app.ollama_ended(1).await?, Ending::ClientLeft);
         Ok(())
     }
 
     async fn a_long_reply_comes_whole(backend: Backend) -> Result<()> {
         let app = TestApp::start(backend).await?;
         let tokens: Vec<_> = (0..20_000).map(|n| format!("{n} ")).collect();
-        app.ollama.push(Script::new().bytes(lines(&tokens)).done());
+        // In one write: it is the length that counts here.
+        let lines: String = tokens.iter().map(|token| wire::token(token) + "\n").collect();
+        app.ollama.push(Script::new().bytes(lines).done());
         let events = app.ask("app", "Hi").await?;
         assert_eq!(events.len(), 20_001);
         assert_eq!(events.iter().filter_map(content).collect::<String>(), tokens.concat());
@@ -242,13 +220,11 @@ on_both_stores! {
 
 /// The `content` of an event's line.
 fn content(event: &Event) -> Option<String> {
-    let line: Value = serde_json::from_str(event.data()?).ok()?;
+    let Event::Data(line) = event else {
+        return None;
+    };
+    let line: Value = serde_json::from_str(line).ok()?;
     Some(line.pointer("/message/content")?.as_str()?.to_owned())
-}
-
-fn lines(tokens: &[String]) -> Bytes {
-    let lines = tokens.iter().map(|token| wire::token(token) + "\n");
-    lines.collect::<String>().into()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -262,16 +238,17 @@ async fn a_comment_breaks_the_silence() -> Result<()> {
         .push(Script::new().gate(&before).token("a").gate(&between).done());
     let mut answer = app.prompt("app", "Hi").await?;
     let is_comment = |chunk: &Bytes| chunk.starts_with(b":") && chunk.ends_with(b"\n\n");
+    let mut next = async || answer.chunk().await?.context("the stream ended");
     for gate in [&before, &between] {
-        // Two each, so that it is no matter of one time only.
+        // Two each: comments repeat.
         for _ in 0..2 {
-            let chunk = answer.chunk().await?.context("the stream ended")?;
+            let chunk = next().await?;
             assert!(is_comment(&chunk), "{chunk:?}");
         }
         gate.open();
-        let mut chunk = answer.chunk().await?.context("the stream ended")?;
+        let mut chunk = next().await?;
         while is_comment(&chunk) {
-            chunk = answer.chunk().await?.context("the stream ended")?;
+            chunk = next().await?;
         }
         assert!(chunk.starts_with(b"data: "), "{chunk:?}");
     }

@@ -1,15 +1,13 @@
-//! The table comes by itself, and an older server's goes on being used.
+//! The component creates its table, and keeps using one that an older server has created.
 
 use std::fs;
 use std::path::Path;
 
 use anyhow::Result;
-use llmchat_testkit::{Backend, TestApp, on_both_stores};
+use llmchat_testkit::{Backend, TestApp, messages, on_both_stores};
 use ollama_stand_in::Script;
 
-use crate::conversation::words;
-
-/// What the Python server made, with two rows in it.
+/// The table of the Python server, with three rows.
 const OLD_TABLE: &str = "
     CREATE TABLE chatts (name text, message text, id uuid, time timestamptz, appid varchar(155));
     INSERT INTO chatts VALUES
@@ -34,19 +32,18 @@ on_both_stores! {
         app.ollama.always(Script::reply(["New reply"]));
         for turn in 1..=2 {
             assert_eq!(app.ask("app", "New prompt").await?.len(), 2);
-            let sent = app.ollama.chat(turn).await.request().messages()?;
-            let mut expected = words(&[("user", "Old prompt"), ("assistant", "Old reply"), ("user", "New prompt")]);
+            let mut expected = messages(&[("user", "Old prompt"), ("assistant", "Old reply"), ("user", "New prompt")]);
             if turn == 2 {
-                expected.extend(words(&[("assistant", "New reply"), ("user", "New prompt")]));
+                expected.extend(messages(&[("assistant", "New reply"), ("user", "New prompt")]));
             }
-            assert_eq!(sent, expected);
+            assert_eq!(app.sent_to_ollama(turn).await?, expected);
         }
-        // The old server can go on beside it, knowing nothing of the new columns.
+        // The old server, which does not know the new columns, can go on beside it.
         app.execute("INSERT INTO chatts (name, message, id, time, appid) VALUES
             ('user', 'By the old server', '00000000-0000-0000-0000-000000000004', '2124-05-01 12:00:00+00:00', 'other')").await?;
         app.ask("other", "New prompt").await?;
-        let sent = app.ollama.chat(3).await.request().messages()?;
-        assert_eq!(sent, words(&[("user", "Other"), ("user", "By the old server"), ("user", "New prompt")]));
+        let sent = app.sent_to_ollama(3).await?;
+        assert_eq!(sent, messages(&[("user", "Other"), ("user", "By the old server"), ("user", "New prompt")]));
         Ok(())
     }
 
@@ -74,7 +71,7 @@ on_both_stores! {
         for _ in 0..2 {
             for file in &files {
                 match app.execute(&fs::read_to_string(file)?).await {
-                    // SQLite cannot say "if it is not there yet".
+                    // SQLite has no `ADD COLUMN IF NOT EXISTS`.
                     Err(error) if error.to_string().contains("duplicate column name") => {}
                     applied => applied?,
                 }
@@ -110,10 +107,10 @@ async fn old_rows_without_a_text_or_with_one_id_do_not_disturb() -> Result<()> {
     .await?;
     app.ollama.push(Script::reply(["ok"]));
     assert_eq!(app.ask("app", "Hi").await?.len(), 2);
-    let sent = app.ollama.chat(1).await.request().messages()?;
+    let sent = app.sent_to_ollama(1).await?;
     assert_eq!(
         sent,
-        words(&[
+        messages(&[
             ("user", "Old prompt"),
             ("assistant", "Old reply"),
             ("user", "Hi")
@@ -152,7 +149,7 @@ async fn a_role_that_may_not_create_the_table_is_told_so() -> Result<()> {
     );
     assert_eq!(limited.ollama.chats(), 0);
 
-    // Once somebody who may has done it, that role is enough.
+    // Once another role has created the table, that role can use it.
     app.ollama.push(Script::reply(["ok"]));
     app.ask("app", "Hi").await?;
     let role = app

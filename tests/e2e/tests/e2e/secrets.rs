@@ -62,8 +62,7 @@ async fn no_failure_in_mid_stream_shows_the_password_or_the_statement() -> Resul
     let mut answer = app.prompt("app", "Hi").await?;
     let first = answer.chunk().await?.unwrap_or_default();
     ensure!(answer.status() == 200, "{first:?}");
-    app.database_wire()?.refuse();
-    app.database_wire()?.cut();
+    app.database_wire()?.take_down();
     gate.open();
     let body = answer.text().await?;
     ensure!(body.contains("database_failed"), "{body}");

@@ -1,15 +1,12 @@
-//! The host is told to stop: it takes nothing new, and lets what runs end.
+//! The host stops: it accepts no new connections and lets running turns end. Or it crashes.
 
 use std::time::Duration;
 
 use anyhow::Result;
 use llmchat_testkit::{
-    Backend, Client, Event, TestApp, eventually, on_both_stores, prompt, within,
+    Backend, Client, Event, TestApp, messages, on_both_stores, prompt, until, until_refused, within,
 };
 use ollama_stand_in::{Gate, Script, wire};
-use tokio::net::TcpStream;
-
-use crate::conversation::{Lock, words};
 
 on_both_stores! {
     async fn a_stop_lets_running_turns_end(backend: Backend) -> Result<()> {
@@ -20,11 +17,8 @@ on_both_stores! {
         events.next().await?;
         let address = app.address();
         let (stopped, rest) = tokio::join!(within("the stop", app.stop()), async {
-            // It takes nobody new, and still runs.
-            llmchat_testkit::eventually("the closed door", async || {
-                Ok(TcpStream::connect(address).await.is_err().then_some(()))
-            })
-            .await?;
+            // It accepts no new connections, and still runs.
+            until_refused(address).await?;
             gate.open();
             events.rest().await
         });
@@ -43,17 +37,13 @@ on_both_stores! {
         drop(events);
         let address = app.address();
         let (stopped, opened) = tokio::join!(within("the stop", app.stop()), async {
-            llmchat_testkit::eventually("the closed door", async || {
-                Ok(TcpStream::connect(address).await.is_err().then_some(()))
-            })
-            .await?;
+            until_refused(address).await?;
             gate.open();
             anyhow::Ok(())
         });
         opened?;
         assert_eq!(stopped?, 0);
-        let rows = app.rows("app").await?;
-        assert_eq!((rows[1].words(), rows[1].status.as_str()), (("assistant", "ab"), "complete"));
+        assert_eq!(app.rows("app").await?[1].parts(), ("assistant", "ab", "complete"));
         Ok(())
     }
 
@@ -63,7 +53,7 @@ on_both_stores! {
         let mut events = app.stream("app", "Hi").await?;
         events.next().await?;
         assert_eq!(within("the stop", app.stop()).await?, 1);
-        // Not a clean end: the client knows that there is more to it.
+        // Not a clean end: the client knows that something is missing.
         assert!(events.rest().await.is_err());
         assert_eq!(app.conversation("app").await?[0], ("user".to_owned(), "Hi".to_owned()));
         Ok(())
@@ -77,15 +67,15 @@ on_both_stores! {
         let mut events = app.stream("app", "two").await?;
         events.next().await?;
         app.crash();
-        // Not a clean end: nobody takes it for a whole reply.
+        // Not a clean end: the client knows that something is missing.
         assert!(events.rest().await.is_err());
 
         app.restart().await?;
         app.ollama.push(Script::reply(["ok"]));
         app.ask("app", "three").await?;
-        let sent = within("the chat request", app.ollama.chat(3)).await?.request().messages()?;
+        let sent = app.sent_to_ollama(3).await?;
         let expected = [("user", "one"), ("assistant", "kept"), ("user", "two"), ("user", "three")];
-        assert_eq!(sent, words(&expected));
+        assert_eq!(sent, messages(&expected));
         Ok(())
     }
 
@@ -93,12 +83,12 @@ on_both_stores! {
         let mut app = TestApp::start(backend).await?;
         app.ollama.always(Script::reply(["ok"]));
         app.ask("app", "one").await?;
-        let lock = Lock::take(&app).await?;
+        let lock = app.lock().await?;
         let client = Client::of(app.address());
         let asking = tokio::spawn(async move { client.prompt(&prompt("app", "two")).await });
-        eventually("the turn", async || Ok((app.open_turns() > 0).then_some(()))).await?;
+        until("the turn", async || Ok(app.open_turns() > 0)).await?;
         app.crash();
-        // Nobody is told that it is stored.
+        // No `200` has said that it is stored.
         let asked = within("the broken connection", asking).await??;
         assert!(asked.is_err() || asked.is_ok_and(|answer| answer.status() == 500));
         lock.release().await?;
@@ -106,7 +96,7 @@ on_both_stores! {
         app.restart().await?;
         app.ask("app", "three").await?;
         let conversation = app.conversation("app").await?;
-        let without = words(&[("user", "one"), ("assistant", "ok"), ("user", "three"), ("assistant", "ok")]);
+        let without = messages(&[("user", "one"), ("assistant", "ok"), ("user", "three"), ("assistant", "ok")]);
         let mut with = without.clone();
         with.insert(2, ("user".to_owned(), "two".to_owned()));
         assert!([with, without].contains(&conversation), "{conversation:?}");
@@ -119,11 +109,11 @@ on_both_stores! {
         app.ollama.push(Script::new().token("reply").gate(&gate).done());
         let mut events = app.stream("app", "one").await?;
         events.next().await?;
-        let lock = Lock::take(&app).await?;
+        let lock = app.lock().await?;
         gate.open();
-        within("the end of Ollama's answer", app.ollama.chat(1).await.ended()).await?;
+        app.ollama_ended(1).await?;
         app.crash();
-        // No receipt: nobody was told that it is stored.
+        // No `done` has said that it is stored.
         assert!(events.rest().await.is_err());
         lock.release().await?;
 
@@ -131,7 +121,7 @@ on_both_stores! {
         app.ollama.push(Script::reply(["ok"]));
         app.ask("app", "two").await?;
         let conversation = app.conversation("app").await?;
-        let without = words(&[("user", "one"), ("user", "two"), ("assistant", "ok")]);
+        let without = messages(&[("user", "one"), ("user", "two"), ("assistant", "ok")]);
         let mut with = without.clone();
         with.insert(1, ("assistant".to_owned(), "reply".to_owned()));
         assert!([with, without].contains(&conversation), "{conversation:?}");

@@ -1,14 +1,13 @@
-//! The host on several threads: each serves connections of its own, and all of them the same
+//! The host on several threads: each serves its own connections, and all serve the same
 //! conversations.
 
 use anyhow::{Result, ensure};
 use llmchat_testkit::{
-    Backend, Client, Event, Events, TestApp, eventually, on_both_stores, prompt, within,
+    Backend, Client, Event, Events, TestApp, messages, on_both_stores, prompt, until,
+    until_refused, within,
 };
 use ollama_stand_in::{Gate, Script, wire};
 use tokio::net::TcpStream;
-
-use crate::conversation::words;
 
 const THREADS: usize = 3;
 
@@ -16,14 +15,12 @@ const THREADS: usize = 3;
 async fn streams(app: &TestApp, gate: &Gate) -> Result<Vec<Events>> {
     app.ollama
         .always(Script::new().token("a").gate(gate).token("b").done());
-    let mut streams = Vec::new();
-    for n in 0..2 * THREADS {
-        let mut events = app.stream(&format!("app {n}"), "Hi").await?;
+    let mut streams = app.streams(2 * THREADS).await?;
+    for events in &mut streams {
         events.next().await?;
-        streams.push(events);
     }
     within("all turns at once", gate.reached_by(streams.len())).await?;
-    // An instance would have taken them all: it stays on its thread.
+    // One instance could take them all, but it stays on its thread.
     ensure!(app.instances() >= THREADS, "{} instances", app.instances());
     Ok(streams)
 }
@@ -32,16 +29,16 @@ on_both_stores! {
     async fn a_conversation_goes_on_on_any_thread(backend: Backend) -> Result<()> {
         let app = TestApp::on(backend).threads(THREADS).start().await?;
         app.ollama.always(Script::reply(["ok"]));
-        let mut said = Vec::new();
+        let mut expected = Vec::new();
         let mut open = Vec::new();
         for n in 0..2 * THREADS {
             let n = n.to_string();
             app.ask("app", &n).await?;
-            said.extend([("user".to_owned(), n), ("assistant".to_owned(), "ok".to_owned())]);
-            // It stays open, so that the next one goes to another thread.
+            expected.extend([("user".to_owned(), n), ("assistant".to_owned(), "ok".to_owned())]);
+            // It stays open, so that the next connection goes to another thread.
             open.push(TcpStream::connect(app.address()).await?);
         }
-        assert_eq!(app.conversation("app").await?, said);
+        assert_eq!(app.conversation("app").await?, expected);
         Ok(())
     }
 
@@ -51,10 +48,7 @@ on_both_stores! {
         let streams = streams(&app, &gate).await?;
         let address = app.address();
         let (stopped, read) = tokio::join!(within("the stop", app.stop()), async {
-            eventually("the closed door", async || {
-                Ok(TcpStream::connect(address).await.is_err().then_some(()))
-            })
-            .await?;
+            until_refused(address).await?;
             gate.open();
             for stream in streams {
                 assert_eq!(stream.rest().await?, [wire::token("b"), wire::done()].map(Event::Data));
@@ -78,7 +72,7 @@ on_both_stores! {
         app.restart().await?;
         app.ollama.always(Script::reply(["ok"]));
         app.ask("app 0", "Still there?").await?;
-        let expected = words(&[("user", "Hi"), ("user", "Still there?"), ("assistant", "ok")]);
+        let expected = messages(&[("user", "Hi"), ("user", "Still there?"), ("assistant", "ok")]);
         assert_eq!(app.conversation("app 0").await?, expected);
         Ok(())
     }
@@ -95,7 +89,7 @@ async fn a_turn_finds_a_client_of_postgres_though_many_hang() -> Result<()> {
     for n in 0..HANGING {
         app.ask(&format!("app {n}"), "Hi").await?;
     }
-    // Whoever wants the lease of one of these conversations waits for this transaction.
+    // A turn that needs the lease of one of these conversations waits for this transaction.
     let client = app.postgres()?.connect().await?;
     client
         .batch_execute(
@@ -109,19 +103,16 @@ async fn a_turn_finds_a_client_of_postgres_though_many_hang() -> Result<()> {
             tokio::spawn(async move { client.prompt(&prompt(&format!("app {n}"), "Hi")).await })
         })
         .collect();
-    eventually("the hanging turns", async || {
-        Ok((app.open_turns() >= HANGING).then_some(()))
-    })
+    until(
+        "the hanging turns",
+        async || Ok(app.open_turns() >= HANGING),
+    )
     .await?;
     app.ask("another app", "Hi").await?;
     client.batch_execute("ROLLBACK").await?;
     for answer in hanging {
-        within("a turn that hung", answer)
-            .await???
-            .events()
-            .await?
-            .rest()
-            .await?;
+        let answer = within("a turn that hung", answer).await???;
+        answer.read().await?;
     }
     Ok(())
 }
