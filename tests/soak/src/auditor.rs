@@ -1,23 +1,24 @@
 //! What the clients saw and what Ollama was sent, against what the database holds.
 //!
-//! Takes all three as values and gives the violations of llmchat's promise; runs nothing, reads
-//! nothing. Each piece of text names its turn (see [`crate::plan`]), so that it can be attributed
+//! Takes all three as values and returns the violations of llmchat's guarantees; runs nothing, reads
+//! nothing. Each piece of text names its turn (see [`crate::plan`]), so it can be attributed
 //! wherever it turns up.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::time::Duration;
 
 use llmchat_testkit::Row;
 
+use self::Kind::{Doubled, Lost, Mixed, OutOfOrder, Untrue};
 use crate::plan::{Turn, TurnId};
 
 /// What one client saw. Times are since the beginning of the run.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
-    /// What was to happen.
     pub(crate) turn: Turn,
-    /// The host that was asked.
+    /// The host that it connected to.
     pub(crate) host: usize,
     /// Just before the request.
     pub(crate) sent: Duration,
@@ -25,7 +26,7 @@ pub(crate) struct Seen {
     pub(crate) head: Option<Duration>,
     pub(crate) ended: Duration,
     pub(crate) end: End,
-    /// The tokens shown, one after the other.
+    /// The tokens shown, concatenated.
     pub(crate) shown: String,
     /// Whether `done` came.
     pub(crate) done: bool,
@@ -33,7 +34,15 @@ pub(crate) struct Seen {
     pub(crate) codes: Vec<String>,
 }
 
-/// How it ended for the client.
+impl Seen {
+    /// Whether the last try to store the reply may have been committed or not: its answer did not
+    /// come in time.
+    fn reply_is_uncertain(&self) -> bool {
+        self.codes.iter().any(|code| code == "database_failed")
+    }
+}
+
+/// How a turn ended for the client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum End {
     /// A status that is not 200.
@@ -48,10 +57,10 @@ pub(crate) enum End {
     Left,
 }
 
-/// One request that Ollama got.
+/// One chat request to Ollama.
 #[derive(Clone, Debug)]
-pub(crate) struct Asked {
-    /// The turn that it was made for, by a field that llmchat hands on unread.
+pub(crate) struct Call {
+    /// The turn that it was made for, from a field that llmchat passes on unread.
     pub(crate) id: TurnId,
     /// `(role, content)`
     pub(crate) messages: Vec<(String, String)>,
@@ -61,54 +70,47 @@ pub(crate) struct Asked {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Evidence {
     pub(crate) seen: Vec<Seen>,
-    pub(crate) asked: Vec<Asked>,
-    /// By conversation, in their order.
+    pub(crate) calls: Vec<Call>,
+    /// By conversation, in order.
     pub(crate) rows: BTreeMap<usize, Vec<Row>>,
     /// When each host was killed.
     pub(crate) kills: Vec<(usize, Duration)>,
-    /// The hosts' logs: a turn that failed is named there by the id that its rows have.
+    /// The hosts' logs, which name a turn that failed by the id in its rows.
     pub(crate) log: String,
     /// A client that leaves ends its turn (`on_disconnect = cancel`).
     pub(crate) leaving_cancels: bool,
 }
 
-/// What was promised and not kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
     /// Not stored, or not in the context, though the client could rely on it.
     Lost,
-    /// Stored, sent or asked twice.
+    /// Stored or sent to Ollama twice.
     Doubled,
     OutOfOrder,
-    /// In a place where it does not belong.
+    /// Where it does not belong.
     Mixed,
-    /// The client was told something that is not so.
+    /// Not as the client was told.
     Untrue,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 5] = [
-        Self::Lost,
-        Self::Doubled,
-        Self::OutOfOrder,
-        Self::Mixed,
-        Self::Untrue,
-    ];
+    pub(crate) const ALL: [Self; 5] = [Lost, Doubled, OutOfOrder, Mixed, Untrue];
 }
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Lost => "lost",
-            Self::Doubled => "doubled",
-            Self::OutOfOrder => "out of order",
-            Self::Mixed => "mixed",
-            Self::Untrue => "untrue",
+            Lost => "lost",
+            Doubled => "doubled",
+            OutOfOrder => "out of order",
+            Mixed => "mixed",
+            Untrue => "untrue",
         })
     }
 }
 
-/// One violation.
+/// A guarantee that does not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Violation {
     pub(crate) kind: Kind,
@@ -116,486 +118,284 @@ pub(crate) struct Violation {
     pub(crate) what: String,
 }
 
-/// A kill this long after the client was gone can still have cut its turn.
+/// A kill can cut a turn this long after its client has left.
 const AFTERLIFE: Duration = Duration::from_secs(10);
 
 /// Finds all violations.
 pub(crate) fn audit(evidence: &Evidence) -> Vec<Violation> {
-    let mut conversations: BTreeSet<usize> = evidence.rows.keys().copied().collect();
-    conversations.extend(evidence.seen.iter().map(|seen| seen.turn.id.conversation));
-    let mut seen: HashMap<usize, Vec<&Seen>> = HashMap::new();
-    for one in &evidence.seen {
-        seen.entry(one.turn.id.conversation).or_default().push(one);
+    let mut conversations: BTreeMap<usize, Conversation<'_>> = BTreeMap::new();
+    for (number, rows) in &evidence.rows {
+        conversations.entry(*number).or_default().rows = rows;
     }
-    let mut asked: HashMap<usize, Vec<&Asked>> = HashMap::new();
-    for one in &evidence.asked {
-        asked.entry(one.id.conversation).or_default().push(one);
+    for seen in &evidence.seen {
+        let conversation = conversations.entry(seen.turn.id.conversation);
+        conversation.or_default().seen.push(seen);
+    }
+    for call in &evidence.calls {
+        let conversation = conversations.entry(call.id.conversation);
+        conversation.or_default().calls.push(call);
     }
     let mut violations = Vec::new();
-    for number in conversations {
-        let mut conversation = Conversation {
-            number,
-            rows: evidence.rows.get(&number).map_or(&[], Vec::as_slice),
-            seen: seen.remove(&number).unwrap_or_default(),
-            asked: asked.remove(&number).unwrap_or_default(),
-            turns: BTreeMap::new(),
-            evidence,
-            violations: Vec::new(),
-        };
-        conversation.attribute();
-        for seen in conversation.seen.clone() {
-            conversation.turn(seen);
-        }
-        conversation.order();
-        conversation.contexts();
-        violations.extend(conversation.violations);
-    }
-    for (number, strays) in asked {
-        violations.push(Violation {
-            kind: Kind::Mixed,
-            conversation: number,
-            what: format!(
-                "Ollama was asked {} times for a conversation that nobody has",
-                strays.len()
-            ),
-        });
+    for (conversation, of_it) in conversations {
+        let found = of_it.audit(conversation, evidence).into_iter();
+        violations.extend(found.map(|(kind, what)| Violation {
+            kind,
+            conversation,
+            what,
+        }));
     }
     violations
 }
 
-/// Where a turn's rows are.
+type Found = Vec<(Kind, String)>;
+
 #[derive(Default)]
+struct Conversation<'a> {
+    rows: &'a [Row],
+    seen: Vec<&'a Seen>,
+    calls: Vec<&'a Call>,
+    stored: BTreeMap<TurnId, Stored>,
+}
+
+/// The indices of a turn's rows.
+#[derive(Clone, Debug, Default)]
 struct Stored {
     prompts: Vec<usize>,
     replies: Vec<usize>,
 }
 
-struct Conversation<'a> {
-    number: usize,
-    rows: &'a [Row],
-    seen: Vec<&'a Seen>,
-    asked: Vec<&'a Asked>,
-    turns: BTreeMap<TurnId, Stored>,
-    evidence: &'a Evidence,
-    violations: Vec<Violation>,
-}
-
-impl<'a> Conversation<'a> {
-    fn violation(&mut self, kind: Kind, what: impl Into<String>) {
-        self.violations.push(Violation {
-            kind,
-            conversation: self.number,
-            what: what.into(),
-        });
+impl Conversation<'_> {
+    fn audit(mut self, number: usize, evidence: &Evidence) -> Found {
+        let mut found = Vec::new();
+        self.attribute(number, &mut found);
+        for seen in &self.seen {
+            self.turn(seen, evidence, &mut found);
+        }
+        self.order(&mut found);
+        self.contexts(number, &mut found);
+        found
     }
 
-    /// Finds out whose each row is.
-    fn attribute(&mut self) {
+    /// Finds the turn of each row.
+    fn attribute(&mut self, number: usize, found: &mut Found) {
         let mut ids: HashMap<&str, TurnId> = HashMap::new();
         for (index, row) in self.rows.iter().enumerate() {
-            let id = match whose(&row.role, &row.message) {
-                Ok(id) => id,
+            let id = match turn_of(&row.role, &row.message) {
+                Ok(id) if id.conversation == number => id,
+                Ok(id) => {
+                    found.push((Mixed, format!("row {index} is of {id}: {row:?}")));
+                    continue;
+                }
                 Err((kind, why)) => {
-                    self.violation(kind, format!("row {index}: {why}: {row:?}"));
+                    found.push((kind, format!("row {index}: {why}: {row:?}")));
                     continue;
                 }
             };
-            if id.conversation != self.number {
-                self.violation(Kind::Mixed, format!("row {index} is of {id}: {row:?}"));
-                continue;
-            }
-            let stored = self.turns.entry(id).or_default();
-            if row.role == "assistant" {
-                stored.replies.push(index);
-            } else {
-                stored.prompts.push(index);
+            let stored = self.stored.entry(id).or_default();
+            match row.role.as_str() {
+                "assistant" => stored.replies.push(index),
+                _ => stored.prompts.push(index),
             }
             let turn = row.turn.as_deref().unwrap_or_default();
             if let Some(other) = ids.insert(turn, id).filter(|other| *other != id) {
-                self.violation(
-                    Kind::Mixed,
-                    format!("{id} and {other} are one turn: {turn}"),
-                );
+                found.push((Mixed, format!("{id} and {other} share the id {turn}")));
             }
         }
-        let known: BTreeSet<TurnId> = self.seen.iter().map(|seen| seen.turn.id).collect();
-        let strays: Vec<TurnId> = self
-            .turns
-            .keys()
-            .copied()
-            .filter(|id| !known.contains(id))
-            .collect();
-        for id in strays {
-            self.violation(
-                Kind::Mixed,
-                format!("{id} is stored and was never asked for"),
-            );
+        let known: BTreeSet<_> = self.seen.iter().map(|seen| seen.turn.id).collect();
+        for id in self.stored.keys().filter(|id| !known.contains(id)) {
+            found.push((Mixed, format!("{id} is stored, and nobody sent it")));
         }
     }
 
     /// One turn: what was seen against what is stored.
-    fn turn(&mut self, seen: &'a Seen) {
-        let id = seen.turn.id;
-        let asked = self.asked.iter().filter(|asked| asked.id == id).count();
-        let (prompts, replies) = match self.turns.get(&id) {
-            Some(stored) => (stored.prompts.clone(), stored.replies.clone()),
-            None => Default::default(),
+    fn turn(&self, seen: &Seen, evidence: &Evidence, found: &mut Found) {
+        let (turn, id) = (&seen.turn, seen.turn.id);
+        let stored = self.stored.get(&id).cloned().unwrap_or_default();
+        let row = |indices: &[usize]| self.rows.get(*indices.first()?);
+        let (prompt, reply) = (row(&stored.prompts), row(&stored.replies));
+        let calls = self.calls.iter().filter(|call| call.id == id).count();
+        let mut report = |kind: Kind, what: &str| {
+            let details = format!("{seen:?}, {stored:?}, {reply:?}, {calls} calls of Ollama");
+            found.push((kind, format!("{id}: {what}: {details}")));
         };
-        if prompts.len() > 1 {
-            self.violation(
-                Kind::Doubled,
-                format!("{id}: the prompt is in rows {prompts:?}"),
-            );
+
+        if stored.prompts.len() > 1 {
+            report(Doubled, "the prompt is stored twice");
         }
-        if replies.len() > 1 {
-            self.violation(
-                Kind::Doubled,
-                format!("{id}: the reply is in rows {replies:?}"),
-            );
+        if stored.replies.len() > 1 {
+            report(Doubled, "the reply is stored twice");
         }
-        if asked > 1 {
-            self.violation(
-                Kind::Doubled,
-                format!("{id}: Ollama was asked {asked} times"),
-            );
+        if calls > 1 {
+            report(Doubled, "Ollama was called twice");
         }
-        if asked > 0 && prompts.is_empty() {
-            self.violation(
-                Kind::Lost,
-                format!("{id}: Ollama was asked, and the prompt is not stored"),
-            );
+        if calls > 0 && prompt.is_none() {
+            report(Lost, "Ollama was called, but the prompt is not stored");
         }
-        if !seen.shown.is_empty() {
-            match whose("assistant", &seen.shown) {
-                Ok(shown) if shown == id => {}
-                Ok(shown) => self.violation(
-                    Kind::Mixed,
-                    format!("{id}'s client was shown {shown}: {seen:?}"),
-                ),
-                Err((kind, why)) => {
-                    self.violation(kind, format!("{id}'s client was shown: {why}: {seen:?}"))
-                }
-            }
+        if seen.head.is_some() && prompt.is_none() {
+            report(Lost, "a stream began, but the prompt is not stored");
         }
-        if seen.head.is_some() && prompts.is_empty() {
-            self.violation(
-                Kind::Lost,
-                format!("{id}: a stream began, and the prompt is not stored: {seen:?}"),
-            );
+        match turn_of("assistant", &seen.shown) {
+            _ if seen.shown.is_empty() => {}
+            Ok(shown) if shown == id => {}
+            Ok(shown) => report(Mixed, &format!("the client was shown {shown}")),
+            Err((kind, why)) => report(kind, &format!("the client was shown: {why}")),
         }
-        let reply = replies.first().and_then(|index| self.rows.get(*index));
+        let is_complete = reply.is_some_and(|row| row.status == "complete");
         match seen.end {
-            End::Refused(status) => self.refused(seen, status, &prompts, reply, asked),
-            End::Clean => self.clean(seen, reply),
+            // Nothing is stored, except perhaps the prompt if the database did not say whether it is.
+            End::Refused(status) => {
+                if status != 500 && prompt.is_some() {
+                    report(Untrue, "refused, but the prompt is stored");
+                }
+                if calls > 0 || reply.is_some() {
+                    report(Untrue, "refused, but Ollama was called");
+                }
+            }
+            End::Clean => {
+                if seen.done && seen.shown != id.reply(turn.tokens) {
+                    report(Lost, "`done` came, but not all tokens");
+                }
+                if !seen.done && seen.codes.is_empty() {
+                    report(Untrue, "neither `done` nor an error came");
+                }
+                let is_uncertain = !seen.done && seen.reply_is_uncertain();
+                match reply {
+                    None if is_uncertain || (!seen.done && seen.shown.is_empty()) => {}
+                    None => report(Lost, "what was shown is not stored"),
+                    Some(row) if row.message != seen.shown => {
+                        report(Untrue, "what is stored is not what was shown");
+                    }
+                    Some(_) if is_complete != seen.done && !is_uncertain => {
+                        report(Untrue, "the status is not what the client was told");
+                    }
+                    Some(_) => {}
+                }
+            }
+            // Nobody saw the end. The turn goes on without its client; only a host that was killed,
+            // or a failure in the log, excuses a reply that is missing.
             End::NoAnswer | End::Left | End::Broken => {
-                let id = prompts
-                    .first()
-                    .and_then(|index| self.rows.get(*index))
-                    .and_then(|row| row.turn.as_deref());
-                self.unseen_end(seen, reply, id, asked);
-            }
-        }
-        if seen.done && seen.end != End::Clean && seen.end != End::Left {
-            self.violation(
-                Kind::Untrue,
-                format!("{id}: `done` came and not the end of the stream: {seen:?}"),
-            );
-        }
-    }
-
-    /// Nothing is stored, but for a prompt of which the database did not say whether it is.
-    fn refused(
-        &mut self,
-        seen: &Seen,
-        status: u16,
-        prompts: &[usize],
-        reply: Option<&Row>,
-        asked: usize,
-    ) {
-        let id = seen.turn.id;
-        if status != 500 && !prompts.is_empty() {
-            self.violation(
-                Kind::Untrue,
-                format!("{id}: refused with {status}, and the prompt is stored"),
-            );
-        }
-        if asked > 0 || reply.is_some() {
-            self.violation(
-                Kind::Untrue,
-                format!("{id}: refused with {status}, and Ollama was asked"),
-            );
-        }
-    }
-
-    /// The client saw the stream to its end: it knows what is stored.
-    fn clean(&mut self, seen: &Seen, reply: Option<&Row>) {
-        let turn = &seen.turn;
-        let id = turn.id;
-        if seen.done {
-            let whole = id.reply(turn.tokens);
-            if seen.shown != whole {
-                self.violation(
-                    Kind::Lost,
-                    format!("{id}: not all tokens were shown: {seen:?}"),
-                );
-            }
-            match reply {
-                None => self.violation(
-                    Kind::Lost,
-                    format!("{id}: `done` was seen, and the reply is not stored: {seen:?}"),
-                ),
-                Some(row) if row.message != seen.shown => {
-                    self.violation(
-                        Kind::Untrue,
-                        format!("{id}: shown is not stored: {seen:?}, {row:?}"),
-                    );
+                let killed = |until: Duration| {
+                    let mut kills = evidence.kills.iter();
+                    kills.any(|(host, at)| *host == seen.host && (seen.sent..=until).contains(at))
+                };
+                if seen.end == End::Broken && !killed(seen.ended) {
+                    report(Untrue, "the stream was cut, but no host was killed");
                 }
-                Some(row) if row.status != "complete" => {
-                    self.violation(
-                        Kind::Untrue,
-                        format!("{id}: `done` was seen, and the status is {}", row.status),
-                    );
+                let text = reply.map_or("", |row| &row.message);
+                if reply.is_some() && !text.starts_with(&seen.shown) {
+                    report(Untrue, "what is stored is not what was shown");
                 }
-                Some(_) => {}
-            }
-            return;
-        }
-        if seen.codes.is_empty() {
-            self.violation(
-                Kind::Untrue,
-                format!("{id}: the stream ended without `done` and without an error: {seen:?}"),
-            );
-        }
-        // Whether the last try was committed is not known: its answer did not come in time.
-        let may_be_absent = seen.codes.iter().any(|code| code == "database_failed");
-        match reply {
-            None if seen.shown.is_empty() || may_be_absent => {}
-            None => self.violation(
-                Kind::Lost,
-                format!("{id}: the partial reply is not stored: {seen:?}"),
-            ),
-            Some(row) if row.message != seen.shown => {
-                self.violation(
-                    Kind::Untrue,
-                    format!("{id}: shown is not stored: {seen:?}, {row:?}"),
-                );
-            }
-            Some(row) if row.status == "complete" && !may_be_absent => {
-                self.violation(
-                    Kind::Untrue,
-                    format!("{id}: ended with an error, and is stored as complete: {seen:?}"),
-                );
-            }
-            Some(_) => {}
-        }
-    }
-
-    /// Nobody saw the end. The turn goes on without its client; only a host that was killed, or a
-    /// failure in the log, excuses a reply that is missing.
-    fn unseen_end(
-        &mut self,
-        seen: &Seen,
-        reply: Option<&Row>,
-        turn_id: Option<&str>,
-        asked: usize,
-    ) {
-        let turn = &seen.turn;
-        let id = turn.id;
-        let killed = |until: Duration| {
-            let of_host = self
-                .evidence
-                .kills
-                .iter()
-                .filter(|(host, _)| *host == seen.host);
-            of_host
-                .into_iter()
-                .any(|(_, at)| *at >= seen.sent && *at <= until)
-        };
-        if seen.end == End::Broken && !killed(seen.ended) {
-            self.violation(
-                Kind::Untrue,
-                format!("{id}: the stream was cut by nobody: {seen:?}"),
-            );
-        }
-        if let Some(row) = reply {
-            if !row.message.starts_with(&seen.shown) {
-                self.violation(
-                    Kind::Untrue,
-                    format!("{id}: shown is not stored: {seen:?}, {row:?}"),
-                );
-            }
-            if row.status == "complete"
-                && (!turn.completes() || row.message != id.reply(turn.tokens))
-            {
-                self.violation(
-                    Kind::Untrue,
-                    format!("{id}: stored as complete and is not: {row:?}"),
-                );
+                if is_complete && !(turn.completes() && text == id.reply(turn.tokens)) {
+                    report(Untrue, "what is stored as complete is not");
+                }
+                let certain = id.reply(turn.tokens_for_certain());
+                let is_whole = text.len() >= certain.len()
+                    && (reply.is_none() || is_complete == turn.completes());
+                let turn_id = prompt.and_then(|row| row.turn.as_deref());
+                let is_excused = killed(seen.ended + AFTERLIFE)
+                    || turn_id.is_some_and(|turn_id| evidence.log.contains(turn_id))
+                    || evidence.leaving_cancels
+                    // A failure before the head is answered, not logged, and the client had left;
+                    // or nothing was stored.
+                    || (seen.end == End::NoAnswer && calls == 0);
+                if !is_whole && !is_excused {
+                    report(Lost, "the reply is not stored whole");
+                }
             }
         }
-        let certain = turn.tokens_for_certain();
-        let is_whole = match reply {
-            Some(row) => {
-                row.message.len() >= id.reply(certain).len()
-                    && (row.status == "complete") == turn.completes()
-            }
-            None => certain == 0,
-        };
-        let excused = killed(seen.ended + AFTERLIFE)
-            || turn_id.is_some_and(|turn_id| self.evidence.log.contains(turn_id))
-            || self.evidence.leaving_cancels
-            // Before the head a failure is the client's to hear, and it had left; or nothing was stored.
-            || (seen.end == End::NoAnswer && asked == 0);
-        if !is_whole && !excused {
-            self.violation(Kind::Lost, format!("{id}: the reply that nobody waited for is not stored whole: {seen:?}, {reply:?}"));
+        if seen.done && !matches!(seen.end, End::Clean | End::Left) {
+            report(Untrue, "`done` came, but not the end of the stream");
         }
     }
 
     /// Turns that did not overlap are in the order of time; a reply is right after its prompt.
-    fn order(&mut self) {
-        let mut found = Vec::new();
-        for (id, stored) in &self.turns {
+    fn order(&self, found: &mut Found) {
+        for (id, stored) in &self.stored {
             for (prompt, reply) in stored.prompts.iter().zip(&stored.replies) {
                 if *reply != prompt + 1 {
-                    found.push(format!(
-                        "{id}: the prompt is row {prompt}, the reply row {reply}"
-                    ));
+                    let what = format!("{id}: the prompt is row {prompt}, the reply row {reply}");
+                    found.push((OutOfOrder, what));
                 }
             }
         }
-        let row_of = |seen: &Seen| {
-            self.turns
-                .get(&seen.turn.id)
-                .and_then(|stored| stored.prompts.first())
-        };
+        let prompt_of = |seen: &Seen| self.stored.get(&seen.turn.id)?.prompts.first();
         for earlier in &self.seen {
             for later in &self.seen {
-                let in_order = earlier.head.is_some_and(|head| head <= later.sent);
-                if let (true, Some(one), Some(other)) = (in_order, row_of(earlier), row_of(later))
+                if earlier.head.is_some_and(|head| head <= later.sent)
+                    && let (Some(one), Some(other)) = (prompt_of(earlier), prompt_of(later))
                     && one >= other
                 {
-                    found.push(format!(
-                        "{} is row {one}, and {}, which came later, is row {other}",
-                        earlier.turn.id, later.turn.id
-                    ));
+                    let (earlier, later) = (earlier.turn.id, later.turn.id);
+                    let what = format!("{earlier} is row {one}, {later} after it is row {other}");
+                    found.push((OutOfOrder, what));
                 }
             }
-        }
-        for what in found {
-            self.violation(Kind::OutOfOrder, what);
         }
     }
 
     /// What Ollama was sent: all that was certain by then, in the order of the rows, nothing else.
-    fn contexts(&mut self) {
-        let index: HashMap<(&str, &str), usize> = self
-            .rows
-            .iter()
-            .enumerate()
-            .map(|(index, row)| (row.words(), index))
+    fn contexts(&self, number: usize, found: &mut Found) {
+        let rows = self.rows.iter().enumerate();
+        let index: HashMap<_, _> = rows
+            .map(|(index, row)| ((row.role.as_str(), row.message.as_str()), index))
             .collect();
-        let seen: HashMap<TurnId, &Seen> =
-            self.seen.iter().map(|seen| (seen.turn.id, *seen)).collect();
-        for asked in self.asked.clone() {
-            let Some(own) = seen.get(&asked.id) else {
-                self.violation(
-                    Kind::Mixed,
-                    format!("Ollama was asked for {}, which nobody sent", asked.id),
-                );
+        let seen: HashMap<_, _> = self.seen.iter().map(|seen| (seen.turn.id, seen)).collect();
+        for call in &self.calls {
+            let id = call.id;
+            let mut report = |kind: Kind, what: &str| {
+                found.push((kind, format!("the context of {id}: {what}")));
+            };
+            let Some(own) = seen.get(&id) else {
+                report(Mixed, "nobody sent this prompt");
                 continue;
             };
             let mut context = BTreeSet::new();
             let mut last = None;
-            for (role, content) in &asked.messages {
-                let id = whose(role, content).map(|id| id.conversation);
-                if id != Ok(self.number) {
-                    self.violation(
-                        Kind::Mixed,
-                        format!("the context of {} holds {content:?}", asked.id),
-                    );
-                    continue;
-                }
-                let Some(row) = index.get(&(role.as_str(), content.as_str())) else {
-                    self.violation(
-                        Kind::Lost,
-                        format!(
-                            "the context of {} held {content:?}, which is not stored",
-                            asked.id
-                        ),
-                    );
-                    continue;
-                };
-                if !context.insert(*row) {
-                    self.violation(
-                        Kind::Doubled,
-                        format!("the context of {} holds {content:?} twice", asked.id),
-                    );
-                } else if last.is_some_and(|last| last > *row) {
-                    self.violation(
-                        Kind::OutOfOrder,
-                        format!(
-                            "the context of {}: {content:?} (row {row}) comes after row {last:?}",
-                            asked.id
-                        ),
-                    );
-                }
-                last = Some(*row);
-            }
-            let mut missing = Vec::new();
-            for earlier in self.seen.iter().copied() {
-                let id = earlier.turn.id;
-                let Some(stored) = self.turns.get(&id) else {
-                    continue;
-                };
-                let is_own = id == asked.id;
-                if is_own || earlier.head.is_some_and(|head| head <= own.sent) {
-                    missing.extend(
-                        stored
-                            .prompts
-                            .iter()
-                            .filter(|row| !context.contains(*row))
-                            .map(|row| (id, *row)),
-                    );
-                }
-                let is_certain = earlier.end == End::Clean
-                    && (earlier.done
-                        || !earlier.codes.iter().any(|code| code == "database_failed"));
-                if !is_own && is_certain && earlier.ended <= own.sent {
-                    missing.extend(
-                        stored
-                            .replies
-                            .iter()
-                            .filter(|row| !context.contains(*row))
-                            .map(|row| (id, *row)),
-                    );
+            for (role, content) in &call.messages {
+                if turn_of(role, content).map(|id| id.conversation) != Ok(number) {
+                    report(Mixed, &format!("{content:?} is of another conversation"));
+                } else if let Some(row) = index.get(&(role.as_str(), content.as_str())) {
+                    if !context.insert(*row) {
+                        report(Doubled, &format!("{content:?} is there twice"));
+                    } else if last > Some(*row) {
+                        report(OutOfOrder, &format!("row {row} comes after row {last:?}"));
+                    }
+                    last = Some(*row);
+                } else {
+                    report(Lost, &format!("{content:?} is not stored"));
                 }
             }
-            for (id, row) in missing {
-                self.violation(
-                    Kind::Lost,
-                    format!(
-                        "the context of {} lacks row {row}, of {id}, which was told before",
-                        asked.id
-                    ),
-                );
+            for earlier in &self.seen {
+                let Some(stored) = self.stored.get(&earlier.turn.id) else {
+                    continue;
+                };
+                let is_own = earlier.turn.id == id;
+                let needs_prompt = is_own || earlier.head.is_some_and(|head| head <= own.sent);
+                let needs_reply = !is_own
+                    && earlier.end == End::Clean
+                    && (earlier.done || !earlier.reply_is_uncertain())
+                    && earlier.ended <= own.sent;
+                let prompts = stored.prompts.iter().filter(|_| needs_prompt);
+                let replies = stored.replies.iter().filter(|_| needs_reply);
+                for row in prompts.chain(replies).filter(|row| !context.contains(row)) {
+                    let of = earlier.turn.id;
+                    report(Lost, &format!("row {row}, of {of}, is missing"));
+                }
             }
         }
     }
 }
 
 /// The turn that a text is of: a prompt, or a reply whose tokens are in sequence.
-fn whose(role: &str, text: &str) -> Result<TurnId, (Kind, String)> {
-    let foreign = || (Kind::Mixed, "not of this run".to_owned());
+fn turn_of(role: &str, text: &str) -> Result<TurnId, (Kind, String)> {
+    let foreign = || (Mixed, "not of this run".to_owned());
     if role != "assistant" {
-        let name = text
-            .strip_prefix("prompt ")
-            .and_then(|rest| rest.split_once(':'));
-        let id = name
-            .and_then(|(name, _)| TurnId::parse(name))
-            .ok_or_else(foreign)?;
+        let text_of = text.strip_prefix("prompt ").ok_or_else(foreign)?;
+        let name = text_of.split_once(':').ok_or_else(foreign)?.0;
+        let id = TurnId::parse(name).ok_or_else(foreign)?;
         return match text == id.prompt() {
             true => Ok(id),
-            false => Err((Kind::Lost, format!("{id}: the prompt's text has changed"))),
+            false => Err((Lost, format!("{id}: the prompt's text has changed"))),
         };
     }
     let mut of = None;
@@ -604,19 +404,12 @@ fn whose(role: &str, text: &str) -> Result<TurnId, (Kind, String)> {
         let id = TurnId::parse(name).ok_or_else(foreign)?;
         let number: usize = number.parse().map_err(|_| foreign())?;
         if let Some(other) = of.replace(id).filter(|other| *other != id) {
-            return Err((
-                Kind::Mixed,
-                format!("tokens of {other} and of {id} in one reply"),
-            ));
+            return Err((Mixed, format!("tokens of {other} and {id} in one reply")));
         }
         match number.cmp(&expected) {
-            std::cmp::Ordering::Equal => {}
-            std::cmp::Ordering::Greater => {
-                return Err((Kind::Lost, format!("{id}: token {expected} is missing")));
-            }
-            std::cmp::Ordering::Less => {
-                return Err((Kind::Doubled, format!("{id}: token {number} again")));
-            }
+            Ordering::Equal => {}
+            Ordering::Greater => return Err((Lost, format!("{id}: no token {expected}"))),
+            Ordering::Less => return Err((Doubled, format!("{id}: token {number} twice"))),
         }
     }
     of.ok_or_else(foreign)
@@ -628,6 +421,11 @@ mod tests {
     use crate::plan::{Behaviour, Upstream};
 
     const TOKENS: usize = 3;
+    const NONE: [Kind; 0] = [];
+    const FOREIGN: TurnId = TurnId {
+        conversation: 2,
+        turn: 0,
+    };
 
     fn id(turn: usize) -> TurnId {
         TurnId {
@@ -640,7 +438,7 @@ mod tests {
         Duration::from_millis(turn as u64 * 1_000 + tenths * 100)
     }
 
-    /// A turn that went well.
+    /// A turn without faults.
     fn seen(turn: usize) -> Seen {
         Seen {
             turn: Turn {
@@ -681,42 +479,31 @@ mod tests {
         row(turn, "assistant", id(turn).reply(TOKENS), "complete")
     }
 
-    /// Two turns, one after the other, of which nothing is amiss.
-    fn good() -> Evidence {
-        let rows = vec![prompt(0), reply(0), prompt(1), reply(1)];
-        let words = |rows: &[Row]| {
-            let words = rows.iter().map(Row::words);
-            words
-                .map(|(role, text)| (role.to_owned(), text.to_owned()))
-                .collect()
-        };
-        Evidence {
-            seen: vec![seen(0), seen(1)],
-            asked: vec![
-                Asked {
-                    id: id(0),
-                    messages: words(&rows[..1]),
-                },
-                Asked {
-                    id: id(1),
-                    messages: words(&rows[..3]),
-                },
-            ],
-            rows: BTreeMap::from([(1, rows)]),
-            ..Evidence::default()
+    fn partial(turn: usize, tokens: usize) -> Row {
+        row(turn, "assistant", id(turn).reply(tokens), "partial")
+    }
+
+    fn call(turn: usize, context: &[Row]) -> Call {
+        let rows = context.iter().cloned();
+        Call {
+            id: id(turn),
+            messages: rows.map(|row| (row.role, row.message)).collect(),
         }
     }
 
-    /// The kinds found once `change` was made to what was good.
+    /// The kinds found in two turns, one after the other, once `change` was made to what was good.
     fn found(change: impl FnOnce(&mut Evidence, &mut Vec<Row>)) -> Vec<Kind> {
-        let mut evidence = good();
-        let mut rows = evidence.rows.remove(&1).unwrap();
+        let mut rows = vec![prompt(0), reply(0), prompt(1), reply(1)];
+        let mut evidence = Evidence {
+            seen: vec![seen(0), seen(1)],
+            calls: vec![call(0, &rows[..1]), call(1, &rows[..3])],
+            ..Evidence::default()
+        };
         change(&mut evidence, &mut rows);
         evidence.rows.insert(1, rows);
-        let mut kinds: Vec<_> = audit(&evidence).iter().map(|found| found.kind).collect();
-        kinds.sort_unstable();
-        kinds.dedup();
-        kinds
+        let violations = audit(&evidence);
+        let kinds: BTreeSet<_> = violations.iter().map(|found| found.kind).collect();
+        kinds.into_iter().collect()
     }
 
     /// The second turn's client left in mid-stream, and of its reply there is only this.
@@ -728,10 +515,6 @@ mod tests {
         rows.extend(stored);
     }
 
-    fn partial(turn: usize, tokens: usize) -> Row {
-        row(turn, "assistant", id(turn).reply(tokens), "partial")
-    }
-
     /// The second turn ended with an error event after two tokens.
     fn failed(evidence: &mut Evidence, rows: &mut [Row], code: &str) {
         evidence.seen[1].done = false;
@@ -740,249 +523,190 @@ mod tests {
         rows[3] = partial(1, 2);
     }
 
-    const NONE: [Kind; 0] = [];
-
     #[test]
-    fn what_is_good_is_not_complained_of() {
+    fn what_is_good_is_not_reported() {
         assert_eq!(found(|_, _| {}), NONE);
-        assert_eq!(
-            found(|evidence, rows| failed(evidence, rows, "ollama_broke_off")),
-            NONE
-        );
-        assert_eq!(
-            found(|evidence, rows| left(evidence, rows, Some(reply(1)))),
-            NONE
-        );
+        assert_eq!(found(|e, rows| failed(e, rows, "ollama_broke_off")), NONE);
+        assert_eq!(found(|e, rows| left(e, rows, Some(reply(1)))), NONE);
     }
 
     #[test]
-    fn a_prompt_that_is_missing_is_lost() {
-        assert!(found(|_, rows| drop(rows.remove(2))).contains(&Kind::Lost));
+    fn a_prompt_that_is_missing_or_changed_is_lost() {
+        assert!(found(|_, rows| drop(rows.remove(2))).contains(&Lost));
+        let changed = id(1).prompt().replace('\t', " ");
+        assert!(found(|_, rows| rows[2].message = changed).contains(&Lost));
     }
 
     #[test]
-    fn a_reply_that_is_missing_is_lost() {
-        assert_eq!(found(|_, rows| drop(rows.pop())), [Kind::Lost]);
-        assert_eq!(
-            found(|evidence, rows| {
-                failed(evidence, rows, "ollama_broke_off");
+    fn a_reply_that_is_missing_is_lost_unless_its_commit_failed() {
+        let missing = |code: &str| {
+            found(|e, rows| {
+                failed(e, rows, code);
                 rows.pop();
-            }),
-            [Kind::Lost]
-        );
-    }
-
-    #[test]
-    fn a_reply_whose_commit_failed_may_be_missing() {
-        let missing = |evidence: &mut Evidence, rows: &mut Vec<Row>| {
-            failed(evidence, rows, "database_failed");
-            rows.pop();
+            })
         };
-        assert_eq!(found(missing), NONE);
+        assert_eq!(found(|_, rows| drop(rows.pop())), [Lost]);
+        assert_eq!(missing("ollama_broke_off"), [Lost]);
+        assert_eq!(missing("database_failed"), NONE);
     }
 
     #[test]
-    fn a_token_that_is_missing_is_lost() {
-        let hole = id(1).reply(TOKENS).replace(&id(1).token(1), "");
-        assert!(found(|_, rows| rows[3].message = hole).contains(&Kind::Lost));
-    }
-
-    #[test]
-    fn a_changed_prompt_is_lost() {
-        assert!(
-            found(|_, rows| rows[2].message = id(1).prompt().replace('\t', " "))
-                .contains(&Kind::Lost)
-        );
+    fn a_token_that_is_missing_is_lost_and_one_stored_twice_is_doubled() {
+        let missing = id(1).reply(TOKENS).replace(&id(1).token(1), "");
+        assert!(found(|_, rows| rows[3].message = missing).contains(&Lost));
+        let twice = id(1).reply(TOKENS) + &id(1).token(2);
+        assert!(found(|_, rows| rows[3].message = twice).contains(&Doubled));
     }
 
     #[test]
     fn a_context_without_what_was_done_before_lost_it() {
-        assert_eq!(
-            found(|evidence, _| drop(evidence.asked[1].messages.remove(1))),
-            [Kind::Lost]
-        );
-        assert_eq!(
-            found(|evidence, _| drop(evidence.asked[1].messages.remove(0))),
-            [Kind::Lost]
-        );
+        for missing in [1, 0] {
+            let without = found(|e, _| drop(e.calls[1].messages.remove(missing)));
+            assert_eq!(without, [Lost]);
+        }
     }
 
     #[test]
     fn a_row_too_many_is_doubled() {
-        assert!(found(|_, rows| rows.push(reply(1))).contains(&Kind::Doubled));
-        assert!(found(|_, rows| rows.insert(2, prompt(1))).contains(&Kind::Doubled));
-    }
-
-    #[test]
-    fn a_token_stored_twice_is_doubled() {
-        let doubled = id(1).reply(TOKENS) + &id(1).token(2);
-        assert!(found(|_, rows| rows[3].message = doubled).contains(&Kind::Doubled));
+        assert!(found(|_, rows| rows.push(reply(1))).contains(&Doubled));
+        assert!(found(|_, rows| rows.insert(2, prompt(1))).contains(&Doubled));
     }
 
     #[test]
     fn a_context_with_something_twice_or_a_second_call_is_doubled() {
-        let twice = |evidence: &mut Evidence, _: &mut Vec<Row>| {
-            let first = evidence.asked[1].messages[0].clone();
-            evidence.asked[1].messages.insert(0, first);
-        };
-        assert_eq!(found(twice), [Kind::Doubled]);
-        let again = |evidence: &mut Evidence, _: &mut Vec<Row>| {
-            let call = evidence.asked[1].clone();
-            evidence.asked.push(call);
-        };
-        assert_eq!(found(again), [Kind::Doubled]);
+        let twice = found(|e, _| {
+            let messages = &mut e.calls[1].messages;
+            messages.insert(0, messages[0].clone());
+        });
+        assert_eq!(twice, [Doubled]);
+        assert_eq!(found(|e, _| e.calls.push(e.calls[1].clone())), [Doubled]);
     }
 
     #[test]
     fn turns_against_time_are_out_of_order() {
-        assert!(found(|_, rows| rows.rotate_left(2)).contains(&Kind::OutOfOrder));
+        assert!(found(|_, rows| rows.rotate_left(2)).contains(&OutOfOrder));
     }
 
     #[test]
     fn a_reply_away_from_its_prompt_is_out_of_order() {
-        assert_eq!(
-            found(|evidence, rows| {
-                // They overlapped, so that either may come first.
-                evidence.seen[1].sent = at(0, 0);
-                evidence.seen[1].head = Some(at(0, 1));
-                evidence.asked[1].messages.remove(1);
-                rows.swap(1, 2);
-            }),
-            [Kind::OutOfOrder]
-        );
+        let away = found(|e, rows| {
+            // They overlapped, so that either may come first.
+            e.seen[1].sent = at(0, 0);
+            e.seen[1].head = Some(at(0, 1));
+            e.calls[1].messages.remove(1);
+            rows.swap(1, 2);
+        });
+        assert_eq!(away, [OutOfOrder]);
     }
 
     #[test]
     fn a_context_in_another_order_than_the_rows_is_out_of_order() {
-        assert_eq!(
-            found(|evidence, _| evidence.asked[1].messages.swap(0, 1)),
-            [Kind::OutOfOrder]
-        );
+        assert_eq!(found(|e, _| e.calls[1].messages.swap(0, 1)), [OutOfOrder]);
     }
 
     #[test]
     fn what_is_of_another_conversation_is_mixed() {
-        let foreign = TurnId {
-            conversation: 2,
-            turn: 0,
-        };
-        assert!(found(|_, rows| rows[3].message = foreign.reply(TOKENS)).contains(&Kind::Mixed));
-        assert_eq!(
-            found(|evidence, _| evidence.asked[1]
-                .messages
-                .insert(0, ("user".into(), foreign.prompt()))),
-            [Kind::Mixed]
-        );
-        assert!(
-            found(|evidence, _| evidence.seen[1].shown = foreign.reply(TOKENS))
-                .contains(&Kind::Mixed)
-        );
-        let both = id(1).reply(1) + &foreign.reply(1);
-        assert!(found(|_, rows| rows[3].message = both).contains(&Kind::Mixed));
-        assert!(
-            found(|_, rows| rows.push(row(9, "user", "who?".into(), "complete")))
-                .contains(&Kind::Mixed)
-        );
+        let reply = FOREIGN.reply(TOKENS);
+        assert!(found(|_, rows| rows[3].message = reply.clone()).contains(&Mixed));
+        assert!(found(|e, _| e.seen[1].shown = reply.clone()).contains(&Mixed));
+        let both = id(1).reply(1) + &FOREIGN.reply(1);
+        assert!(found(|_, rows| rows[3].message = both).contains(&Mixed));
+        let unknown = row(9, "user", "who?".to_owned(), "complete");
+        assert!(found(|_, rows| rows.push(unknown)).contains(&Mixed));
+        let prompt = ("user".to_owned(), FOREIGN.prompt());
+        assert_eq!(found(|e, _| e.calls[1].messages.insert(0, prompt)), [Mixed]);
+    }
+
+    #[test]
+    fn what_nobody_sent_is_mixed() {
+        assert_eq!(found(|_, rows| rows.extend([prompt(2), reply(2)])), [Mixed]);
+        for id in [id(2), FOREIGN] {
+            assert_eq!(
+                found(|e, _| e.calls.push(Call {
+                    id,
+                    messages: Vec::new()
+                })),
+                [Mixed]
+            );
+        }
     }
 
     #[test]
     fn two_turns_under_one_id_are_mixed() {
         assert_eq!(
             found(|_, rows| rows[3].turn = rows[0].turn.clone()),
-            [Kind::Mixed]
+            [Mixed]
         );
     }
 
     #[test]
     fn a_reply_that_was_shown_otherwise_is_untrue() {
+        let longer = found(|e, rows| {
+            failed(e, rows, "ollama_broke_off");
+            rows[3] = partial(1, 3);
+        });
+        assert_eq!(longer, [Untrue]);
         assert_eq!(
-            found(|evidence, rows| {
-                failed(evidence, rows, "ollama_broke_off");
-                rows[3] = partial(1, 3);
-            }),
-            [Kind::Untrue]
-        );
-        assert_eq!(
-            found(|_, rows| rows[3].status = "partial".into()),
-            [Kind::Untrue]
+            found(|_, rows| rows[3].status = "partial".to_owned()),
+            [Untrue]
         );
     }
 
     #[test]
-    fn an_end_without_a_word_is_untrue() {
-        assert_eq!(
-            found(|evidence, rows| {
-                failed(evidence, rows, "");
-                evidence.seen[1].codes.clear();
-            }),
-            [Kind::Untrue]
-        );
+    fn an_end_without_done_or_an_error_is_untrue() {
+        let silent = found(|e, rows| {
+            failed(e, rows, "");
+            e.seen[1].codes.clear();
+        });
+        assert_eq!(silent, [Untrue]);
     }
 
     #[test]
     fn what_was_refused_is_not_stored_but_for_a_prompt_after_a_500() {
-        let refused = |status, keep: usize, asked: usize| {
-            found(|evidence, rows| {
-                evidence.seen[1].end = End::Refused(status);
-                evidence.seen[1].done = false;
-                evidence.seen[1].head = None;
-                evidence.seen[1].shown.clear();
-                evidence.asked.truncate(1 + asked);
-                rows.truncate(2 + keep);
+        let refused = |status, prompts: usize, calls: usize| {
+            found(|e, rows| {
+                e.seen[1].end = End::Refused(status);
+                e.seen[1].done = false;
+                e.seen[1].head = None;
+                e.seen[1].shown.clear();
+                e.calls.truncate(1 + calls);
+                rows.truncate(2 + prompts);
             })
         };
         assert_eq!(refused(409, 0, 0), NONE);
-        assert_eq!(refused(409, 1, 0), [Kind::Untrue]);
+        assert_eq!(refused(409, 1, 0), [Untrue]);
         assert_eq!(refused(500, 1, 0), NONE);
-        assert_eq!(refused(500, 1, 1), [Kind::Untrue]);
+        assert_eq!(refused(500, 1, 1), [Untrue]);
     }
 
     #[test]
-    fn a_reply_that_nobody_waited_for_is_lost_unless_its_host_was_killed_or_said_why() {
+    fn a_reply_without_its_client_is_lost_unless_a_kill_or_the_log_excuses_it() {
+        let missing = |excuse: fn(&mut Evidence)| {
+            found(|e, rows| {
+                left(e, rows, None);
+                excuse(e);
+            })
+        };
+        assert_eq!(missing(|_| {}), [Lost]);
+        assert_eq!(found(|e, rows| left(e, rows, Some(partial(1, 2)))), [Lost]);
+        assert_eq!(missing(|e| e.kills.push((0, at(1, 6)))), NONE);
+        assert_eq!(missing(|e| e.kills.push((1, at(1, 6)))), [Lost]);
         assert_eq!(
-            found(|evidence, rows| left(evidence, rows, None)),
-            [Kind::Lost]
-        );
-        assert_eq!(
-            found(|evidence, rows| left(evidence, rows, Some(partial(1, 2)))),
-            [Kind::Lost]
-        );
-        assert_eq!(
-            found(|evidence, rows| {
-                left(evidence, rows, None);
-                evidence.kills.push((0, at(1, 6)));
-            }),
-            NONE
-        );
-        assert_eq!(
-            found(|evidence, rows| {
-                left(evidence, rows, None);
-                evidence.kills.push((1, at(1, 6)));
-            }),
-            [Kind::Lost]
-        );
-        assert_eq!(
-            found(|evidence, rows| {
-                left(evidence, rows, None);
-                evidence.log = "llmchat: turn uuid-1: the database is unavailable".into();
-            }),
+            missing(|e| e.log = "llmchat: turn uuid-1: unavailable".to_owned()),
             NONE
         );
     }
 
     #[test]
     fn a_stream_may_break_only_where_the_host_was_killed() {
-        let broken = |evidence: &mut Evidence, rows: &mut Vec<Row>| {
-            left(evidence, rows, Some(reply(1)));
-            evidence.seen[1].end = End::Broken;
+        let broken = |kill: Option<(usize, Duration)>| {
+            found(|e, rows| {
+                left(e, rows, Some(reply(1)));
+                e.seen[1].end = End::Broken;
+                e.kills.extend(kill);
+            })
         };
-        assert_eq!(found(broken), [Kind::Untrue]);
-        assert_eq!(
-            found(|evidence, rows| {
-                broken(evidence, rows);
-                evidence.kills.push((0, at(1, 3)));
-            }),
-            NONE
-        );
+        assert_eq!(broken(None), [Untrue]);
+        assert_eq!(broken(Some((0, at(1, 3)))), NONE);
     }
 }

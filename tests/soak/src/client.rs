@@ -1,4 +1,4 @@
-//! One turn as a client: it asks, reads or leaves as planned, and says what it saw.
+//! One turn as a client: sends the prompt, reads or leaves as planned, and returns what it saw.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,13 +13,12 @@ use crate::world::{World, app_id};
 
 /// Runs one turn.
 pub(crate) async fn run(world: &Arc<World>, turn: Turn) -> Result<Seen> {
-    let kinds = [turn.upstream.fault(), turn.client_fault()];
-    kinds
-        .into_iter()
-        .flatten()
-        .for_each(|kind| world.count(kind));
+    let faults = [turn.upstream.fault(), turn.client_fault()];
+    for fault in faults.into_iter().flatten() {
+        world.count(fault);
+    }
     if let Some(planned) = turn.fault {
-        world.plan_fault(planned);
+        world.schedule(planned);
     }
     let mut seen = Seen {
         turn,
@@ -48,7 +47,7 @@ pub(crate) async fn run(world: &Arc<World>, turn: Turn) -> Result<Seen> {
 }
 
 async fn read(world: &World, seen: &mut Seen) -> Result<()> {
-    let Some(answer) = ask(world, seen).await? else {
+    let Some(answer) = send(world, seen).await? else {
         return Ok(());
     };
     let status = answer.status().as_u16();
@@ -85,32 +84,32 @@ async fn read(world: &World, seen: &mut Seen) -> Result<()> {
                 seen.end = End::Clean;
                 return Ok(());
             }
-            // The host is gone; the auditor knows whether it may.
+            // The auditor decides whether the host had a reason to break off.
             Err(_) => return Ok(()),
         }
         read += 1;
     }
 }
 
-/// Asks the turn's host, or the next that takes the connection. `None` where no head came.
-async fn ask(world: &World, seen: &mut Seen) -> Result<Option<Answer>> {
+/// Sends the prompt to the turn's host, or to the next that accepts the connection. `None` if no
+/// head came.
+async fn send(world: &World, seen: &mut Seen) -> Result<Option<Answer>> {
     let mut body = prompt(&app_id(seen.turn.id.conversation), &seen.turn.id.prompt());
-    if let Some(fields) = body.as_object_mut() {
-        let options = json!({"turn": seen.turn.id.to_string()});
-        fields.insert("options".to_owned(), options);
-    }
+    let options = json!({"turn": seen.turn.id.to_string()});
+    let fields = body.as_object_mut().context("not an object")?;
+    fields.insert("options".to_owned(), options);
     loop {
-        let place = world.places.get(seen.host).context("no such host")?;
+        let node = world.nodes.get(seen.host).context("no such host")?;
         seen.sent = world.now();
-        let error = match Client::of(place.host.address()).prompt(&body).await {
+        let error = match Client::of(node.host.address()).prompt(&body).await {
             Ok(answer) => return Ok(Some(answer)),
             Err(error) => error,
         };
-        // Connecting fails with an I/O error, what comes after it with one of HTTP.
+        // Connecting fails with an I/O error, everything after it with one of HTTP.
         if error.downcast_ref::<std::io::Error>().is_none() {
             return Ok(None);
         }
-        seen.host = (seen.host + 1) % world.places.len();
+        seen.host = (seen.host + 1) % world.nodes.len();
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -1,6 +1,6 @@
 //! The hosts: processes of the program that users run, to be killed, stopped and started again.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -12,18 +12,26 @@ use llmchat_host::variables::environment_name;
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::sync::Mutex;
+use tokio::time::timeout;
+
+/// The package, and its program.
+const HOST: &str = "llmchat-host";
+const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../spin.toml");
 
 /// Longer than any turn of a soak takes.
 const DRAIN: Duration = Duration::from_secs(30);
 /// The first start compiles the component.
 const START: Duration = Duration::from_secs(120);
 
-/// A host's place: its address and settings stay, its process comes and goes.
+/// Values for variables of the manifest.
+pub(crate) type Variables = Vec<(&'static str, String)>;
+
+/// A host whose address and settings stay while its process comes and goes.
 #[derive(Debug)]
 pub(crate) struct Host {
     address: SocketAddr,
     program: PathBuf,
-    variables: Vec<(String, String)>,
+    variables: Variables,
     state: PathBuf,
     log: PathBuf,
     process: Mutex<Option<Child>>,
@@ -35,10 +43,10 @@ impl Host {
         program: &Path,
         directory: &Path,
         name: &str,
-        variables: Vec<(String, String)>,
+        variables: Variables,
     ) -> Result<Self> {
         let host = Self {
-            // Free now, and bound again by each of its processes.
+            // Free now; each process binds it.
             address: TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?,
             program: program.to_owned(),
             variables,
@@ -54,32 +62,27 @@ impl Host {
         self.address
     }
 
-    /// Starts a process, and returns when it listens.
+    /// Starts a process; returns when it listens.
     pub(crate) async fn up(&self) -> Result<()> {
         let log = OpenOptions::new()
             .create(true)
             .append(true)
             .open(&self.log)?;
-        let environment = self
-            .variables
-            .iter()
-            .map(|(name, value)| (environment_name(name), value));
+        let variables = self.variables.iter();
         let mut child = Command::new(&self.program)
-            .arg("--no-build")
-            .arg("--manifest")
-            .arg(manifest_path())
+            .args(["--no-build", "--manifest", MANIFEST])
             .args(["--listen", &self.address.to_string()])
             .args(["--drain", &DRAIN.as_secs().to_string()])
             .arg("--state-dir")
             .arg(&self.state)
-            .envs(environment)
+            .envs(variables.map(|(name, value)| (environment_name(name), value)))
             .stdin(Stdio::null())
-            .stdout(File::try_clone(&log)?)
+            .stdout(log.try_clone()?)
             .stderr(log)
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("cannot run {}", self.program.display()))?;
-        tokio::time::timeout(START, async {
+        let listening = async {
             while TcpStream::connect(self.address).await.is_err() {
                 if let Some(status) = child.try_wait()? {
                     bail!("a host ended at once ({status}):\n{}", self.log()?);
@@ -87,9 +90,9 @@ impl Host {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             Ok(())
-        })
-        .await
-        .context("a host does not listen")??;
+        };
+        let listening = timeout(START, listening).await;
+        listening.context("a host does not listen")??;
         *self.process.lock().await = Some(child);
         Ok(())
     }
@@ -107,28 +110,21 @@ impl Host {
         let Some(mut child) = self.process.lock().await.take() else {
             return Ok(());
         };
-        let pid = child.id().context("a host ended by itself")?;
-        let sent = Command::new("kill")
-            .args(["-TERM", &pid.to_string()])
-            .status()
-            .await?;
+        let pid = child.id().context("a host has ended unasked")?;
+        let mut kill = Command::new("kill");
+        let sent = kill.args(["-TERM", &pid.to_string()]).status().await?;
         ensure!(sent.success(), "cannot send SIGTERM");
-        let ended = tokio::time::timeout(DRAIN * 2, child.wait()).await;
+        let ended = timeout(DRAIN * 2, child.wait()).await;
         let status = ended.context("a host does not stop")??;
-        ensure!(
-            status.success(),
-            "a host that was stopped ended with {status}"
-        );
+        ensure!(status.success(), "a host that was stopped: {status}");
         Ok(())
     }
 
     /// The process that runs now.
     pub(crate) async fn pid(&self) -> Result<u32> {
         let process = self.process.lock().await;
-        process
-            .as_ref()
-            .and_then(Child::id)
-            .context("the host does not run")
+        let pid = process.as_ref().and_then(Child::id);
+        pid.context("the host does not run")
     }
 
     /// What all its processes have written.
@@ -137,32 +133,25 @@ impl Host {
     }
 }
 
-fn manifest_path() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../spin.toml")
-}
-
-/// Builds the component, and the host where cargo runs us; the host's program.
+/// Builds the component, and the host too if cargo runs us. Returns the host's program.
 pub(crate) async fn build() -> Result<PathBuf> {
-    let manifest = Manifest::load(manifest_path())?;
+    let manifest = Manifest::load(MANIFEST)?;
     tokio::task::spawn_blocking(move || manifest.build()).await??;
-    let own = std::env::current_exe()?;
     if let Some(cargo) = std::env::var_os("CARGO") {
         let mut build = Command::new(cargo);
         build
-            .args(["build", "--quiet", "--package", "llmchat-host"])
+            .args(["build", "--quiet", "--package", HOST])
             .current_dir(env!("CARGO_MANIFEST_DIR"));
         if !cfg!(debug_assertions) {
             build.arg("--release");
         }
-        ensure!(
-            build.status().await?.success(),
-            "the host could not be built"
-        );
+        let built = build.status().await?;
+        ensure!(built.success(), "the host could not be built");
     }
-    let program = own.with_file_name("llmchat-host");
+    let program = std::env::current_exe()?.with_file_name(HOST);
     ensure!(
         program.is_file(),
-        "there is no llmchat-host beside this program: build it first"
+        "there is no {HOST} beside this program: build it first"
     );
     Ok(program)
 }

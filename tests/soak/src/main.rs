@@ -1,8 +1,9 @@
-//! The soak: thousands of turns while everything fails, and an auditor at the end.
+//! The soak: thousands of turns while everything fails, and an audit at the end.
 //!
-//! [`plan`] says what is to happen, [`world`] is what it happens in (with [`hosts`], the processes
-//! under test), [`client`] runs a turn, and [`auditor`] compares what was seen with what is stored.
-//! [`stalled`] is another program: clients that do not read, and the memory that they cost.
+//! [`plan`] decides what is to happen, [`world`] is the environment and makes the faults happen,
+//! [`hosts`] are the processes under test, [`client`] runs a turn, and [`auditor`] compares what was
+//! seen with what is stored. [`stalled`] is a second command: clients that do not read, and the
+//! memory that they cost.
 
 mod auditor;
 mod client;
@@ -14,10 +15,10 @@ mod world;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use anyhow::{Result, ensure};
-use clap::{Parser, Subcommand, ValueEnum};
+use anyhow::{Result, bail, ensure};
+use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
@@ -29,11 +30,11 @@ use world::World;
 /// Runs turns under faults, then compares what each client saw with what the database holds.
 ///
 /// The seed decides, for every turn of every conversation, what Ollama does, what the client does,
-/// which fault falls on which host and when it is set off: the same numbers on the command line
-/// give the same decisions. It does not decide how the machine interleaves them: at which token a
-/// host is killed, or whether a commit was under way when the wire was cut, differs between runs.
+/// which fault befalls which host and when it begins: the same options give the same decisions. It
+/// does not decide how the machine interleaves them: at which token a host is killed, or whether a
+/// commit was in progress when a connection was cut, differs between runs.
 ///
-/// Ends with 0 if nothing was lost, doubled, out of order, mixed or untrue.
+/// Exits with 0 if nothing was lost, doubled, out of order, mixed or untrue.
 #[derive(Parser)]
 #[command(
     name = "llmchat-soak",
@@ -55,25 +56,25 @@ enum Other {
 
 #[derive(clap::Args)]
 struct Soak {
-    /// Decides everything; a new one each time if it is not given
+    /// Decides everything; random by default
     #[arg(long)]
     seed: Option<u64>,
     /// Prompts in all
     #[arg(long, default_value_t = 400)]
     turns: usize,
-    /// Conversations that they are spread over
+    /// Conversations, which share the prompts
     #[arg(long, default_value_t = 40)]
     conversations: usize,
-    /// Prompts that are under way at the same time, at most
+    /// Conversations that are active at the same time
     #[arg(long, default_value_t = 24)]
     at_once: usize,
     /// Host processes
     #[arg(long, default_value_t = 2)]
     hosts: usize,
-    /// Where conversations are kept; SQLite has one host
-    #[arg(long, value_enum, default_value = "postgres")]
-    store: StoreKind,
-    /// No new prompts after so many minutes
+    /// Where conversations are stored; SQLite takes one host
+    #[arg(long, default_value = "postgres", value_parser = ["postgres", "sqlite"])]
+    store: String,
+    /// Minutes after which no new prompts are sent
     #[arg(long, default_value_t = 10.0)]
     minutes: f64,
     /// The component's variable of this name
@@ -84,34 +85,20 @@ struct Soak {
     on_busy: String,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum StoreKind {
-    Postgres,
-    Sqlite,
-}
-
-fn main() -> ExitCode {
+#[tokio::main]
+async fn main() -> ExitCode {
     let cli = Cli::parse();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build();
-    let result = runtime.map_err(Into::into).and_then(|runtime| {
-        runtime.block_on(async {
-            let work = async {
-                match cli.other {
-                    Some(Other::Stalled(stalled)) => stalled.run().await,
-                    None => cli.soak.run().await,
-                }
-            };
-            let mut terminate = signal(SignalKind::terminate())?;
-            // Both ways the hosts go with us.
-            tokio::select! {
-                result = work => result,
-                _ = terminate.recv() => anyhow::bail!("stopped"),
-                _ = tokio::signal::ctrl_c() => anyhow::bail!("stopped"),
-            }
-        })
-    });
+    let work = async {
+        match cli.other {
+            Some(Other::Stalled(stalled)) => stalled.run().await,
+            None => cli.soak.run().await,
+        }
+    };
+    let result = tokio::select! {
+        result = work => result,
+        // Dropping the work ends the hosts too.
+        stopped = stop_signal() => stopped.and_then(|()| bail!("stopped")),
+    };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -121,18 +108,26 @@ fn main() -> ExitCode {
     }
 }
 
+async fn stop_signal() -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        interrupted = tokio::signal::ctrl_c() => Ok(interrupted?),
+    }
+}
+
 impl Soak {
     async fn run(self) -> Result<()> {
         let seed = self.seed.unwrap_or_else(new_seed);
         println!("seed {seed}");
-        let has_postgres = self.store == StoreKind::Postgres;
+        let has_postgres = self.store == "postgres";
         ensure!(
             has_postgres || self.hosts == 1,
-            "SQLite has one host: --hosts 1"
+            "SQLite takes one host: --hosts 1"
         );
         ensure!(
             self.hosts > 0 && self.conversations > 0 && self.at_once > 0,
-            "none is too few"
+            "zero is too few"
         );
         let plan = Plan {
             seed,
@@ -141,53 +136,53 @@ impl Soak {
             hosts: self.hosts,
             has_postgres,
         };
-        let variables = [
-            ("on_disconnect".to_owned(), self.on_disconnect.clone()),
-            ("on_busy".to_owned(), self.on_busy.clone()),
-            ("busy_lease".to_owned(), "3s".to_owned()),
+        let variables = vec![
+            ("on_disconnect", self.on_disconnect.clone()),
+            ("on_busy", self.on_busy.clone()),
+            ("busy_lease", "3s".to_owned()),
         ];
-        let (world, mut waiting) = World::start(plan, &variables).await?;
+        let (world, mut faults) = World::start(plan, &variables).await?;
         let begun = Instant::now();
-
-        let until = begun + Duration::from_secs_f64(self.minutes * 60.0);
-        let at_once = Arc::new(Semaphore::new(self.at_once));
-        let mut conversations = JoinSet::new();
-        for conversation in 0..self.conversations {
-            let rounds = plan.rounds(conversation);
-            conversations.spawn(converse(world.clone(), at_once.clone(), rounds, until));
-        }
+        let limit = Duration::from_secs_f64(self.minutes * 60.0);
         let enough = Notify::new();
-        let turning = async {
-            let seen = join(conversations).await;
+        let conversations = async {
+            let rounds = |conversation| plan.rounds(conversation);
+            let seen = self.converse(&world, limit, rounds).await;
             enough.notify_one();
             seen
         };
         let failing = async {
-            // A fault that has begun is mended; those still in the line are dropped.
+            // A fault that has begun is repaired; those still in the queue are dropped.
             loop {
                 tokio::select! {
                     biased;
                     () = enough.notified() => return Ok(()),
-                    Some(planned) = waiting.recv() => world.fail(planned).await?,
+                    Some(planned) = faults.recv() => world.fail(planned).await?,
                 }
             }
         };
-        let (mut seen, ()) = tokio::try_join!(turning, failing)?;
+        let (mut seen, ()) = tokio::try_join!(conversations, failing)?;
         let elapsed = begun.elapsed();
-
         println!(
             "{} turns in {:.0} s; one more prompt each, then the audit",
             seen.len(),
             elapsed.as_secs_f64()
         );
-        seen.extend(self.closing_prompts(&world, &at_once).await?);
+
+        // What clients have left behind ends, and leases expire.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        // With all faults repaired, the service has to recover; and the last replies are now in a
+        // context too.
+        let closing = |conversation| vec![vec![plan.closing(conversation)]];
+        let limit = Duration::from_secs(600);
+        seen.extend(self.converse(&world, limit, closing).await?);
         world.stop().await?;
         let (rows, total) = world.rows().await?;
         let evidence = Evidence {
             seen,
-            asked: world.asked().await?,
+            calls: world.calls().await?,
             rows,
-            kills: world.kills(),
+            kills: world.history().kills.clone(),
             log: world.log()?,
             leaving_cancels: self.on_disconnect == "cancel",
         };
@@ -197,26 +192,29 @@ impl Soak {
         report(&world, &evidence, elapsed, total, &violations)
     }
 
-    /// With all faults mended, one more prompt each: the service has recovered, and the last
-    /// replies are in a context too.
-    async fn closing_prompts(
+    /// All conversations, at most `at_once` at a time, until the limit.
+    async fn converse(
         &self,
         world: &Arc<World>,
-        at_once: &Arc<Semaphore>,
+        limit: Duration,
+        rounds: impl Fn(usize) -> Vec<Vec<Turn>>,
     ) -> Result<Vec<Seen>> {
-        // What clients have left behind ends, and leases run out.
-        tokio::time::sleep(Duration::from_secs(5)).await;
+        let until = Instant::now() + limit;
+        let at_once = Arc::new(Semaphore::new(self.at_once));
         let mut conversations = JoinSet::new();
         for conversation in 0..self.conversations {
-            let rounds = vec![vec![world.plan.closing(conversation)]];
-            let until = Instant::now() + Duration::from_secs(600);
+            let rounds = rounds(conversation);
             conversations.spawn(converse(world.clone(), at_once.clone(), rounds, until));
         }
-        join(conversations).await
+        let mut all = Vec::new();
+        while let Some(seen) = conversations.join_next().await {
+            all.extend(seen??);
+        }
+        Ok(all)
     }
 }
 
-/// One conversation: round after round, the prompts of a round at once.
+/// One conversation: round after round, the prompts of a round concurrently.
 async fn converse(
     world: Arc<World>,
     at_once: Arc<Semaphore>,
@@ -225,27 +223,17 @@ async fn converse(
 ) -> Result<Vec<Seen>> {
     let mut all = Vec::new();
     for round in rounds {
-        let permit = at_once.acquire().await?;
+        let _permit = at_once.acquire().await?;
         if Instant::now() > until {
             break;
         }
         let turns = round.into_iter().map(|turn| client::run(&world, turn));
-        let seen = futures_util::future::try_join_all(turns).await?;
-        drop(permit);
-        all.extend(seen);
+        all.extend(futures_util::future::try_join_all(turns).await?);
     }
     Ok(all)
 }
 
-async fn join(mut tasks: JoinSet<Result<Vec<Seen>>>) -> Result<Vec<Seen>> {
-    let mut all = Vec::new();
-    while let Some(seen) = tasks.join_next().await {
-        all.extend(seen??);
-    }
-    Ok(all)
-}
-
-/// Rows of conversations that there are not.
+/// Rows that are in no conversation.
 fn strays(evidence: &Evidence, total: usize) -> Option<Violation> {
     let known: usize = evidence.rows.values().map(Vec::len).sum();
     (known != total).then(|| Violation {
@@ -288,44 +276,36 @@ fn report(
         };
         *ends.entry(end).or_default() += 1;
     }
-    let stats = |title: &str, counts: &mut dyn Iterator<Item = (&str, usize)>| {
-        println!("\n{title}");
-        counts.for_each(|(name, count)| println!("  {count:>6}  {name}"));
-    };
     println!(
-        "\n{} turns in {} conversations, {:.0} s; Ollama was asked {} times; {total} rows",
+        "\n{} turns in {} conversations, {:.0} s; {} calls of Ollama; {total} rows",
         evidence.seen.len(),
         world.plan.conversations,
         elapsed.as_secs_f64(),
-        evidence.asked.len(),
+        evidence.calls.len(),
     );
-    stats(
-        "What clients saw",
-        &mut ends.iter().map(|(name, count)| (name.as_str(), *count)),
-    );
-    stats("Faults", &mut world.faults().into_iter());
-    let count = |kind| {
-        violations
-            .iter()
-            .filter(|violation| violation.kind == kind)
-            .count()
-    };
+    println!("\nWhat clients saw");
+    for (end, count) in &ends {
+        println!("  {count:>6}  {end}");
+    }
+    println!("\nFaults");
+    for (fault, count) in &world.history().faults {
+        println!("  {count:>6}  {fault}");
+    }
     println!("\nAuditor");
-    Kind::ALL
-        .into_iter()
-        .for_each(|kind| println!("  {:>6}  {kind}", count(kind)));
+    for kind in Kind::ALL {
+        let of_kind = violations.iter().filter(|found| found.kind == kind);
+        println!("  {:>6}  {kind}", of_kind.count());
+    }
     if violations.is_empty() {
         return Ok(());
     }
     println!();
-    for violation in violations.iter().take(40) {
-        println!(
-            "{}, conversation {}: {}",
-            violation.kind, violation.conversation, violation.what
-        );
+    for found in violations.iter().take(40) {
+        let (kind, conversation) = (found.kind, found.conversation);
+        println!("{kind}, conversation {conversation}: {}", found.what);
     }
     let logs = world.keep_logs()?;
-    anyhow::bail!(
+    bail!(
         "{} violations; seed {}; the hosts' logs are in {}",
         violations.len(),
         world.plan.seed,
@@ -334,9 +314,7 @@ fn report(
 }
 
 fn new_seed() -> u64 {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    // Short enough to be typed again.
+    let now = UNIX_EPOCH.elapsed().unwrap_or_default();
+    // Short enough to type.
     now.as_nanos() as u64 % 1_000_000_000
 }

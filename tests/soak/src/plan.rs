@@ -1,7 +1,7 @@
-//! What is to happen, drawn from the seed: who says what to whom, and what fails when.
+//! What is to happen, drawn from the seed: what clients and Ollama do, and what fails when.
 //!
 //! A turn's decisions depend on the seed and the turn's name alone, not on what the machine did
-//! before, so that a seed gives them again. Every prompt and every token names its turn.
+//! before, so that they are reproducible. Every prompt and every token names its turn.
 
 use std::fmt;
 use std::time::Duration;
@@ -31,7 +31,7 @@ impl TurnId {
         })
     }
 
-    /// The prompt; its white space is to be kept.
+    /// The prompt; its white space must survive.
     pub(crate) fn prompt(self) -> String {
         format!("prompt {self}:\n\twhat  comes next? ")
     }
@@ -47,11 +47,11 @@ impl TurnId {
     }
 }
 
-/// What Ollama does. A number is that of the tokens before it happens.
+/// What Ollama does, where it matters with the number of tokens before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Upstream {
     Reply,
-    /// A status and words instead of a stream.
+    /// A status and a message instead of a stream.
     Refuse(u16),
     /// A FIN in mid-stream.
     BreakOff(usize),
@@ -59,7 +59,7 @@ pub(crate) enum Upstream {
     Reset(usize),
     /// A clean end without `done`.
     EndEarly(usize),
-    /// A line that is none; then the reply goes on.
+    /// A line that is no JSON; then the reply goes on.
     Garbage(usize),
     /// `{"error": …}`, and the end.
     ErrorLine(usize),
@@ -68,7 +68,7 @@ pub(crate) enum Upstream {
 }
 
 impl Upstream {
-    /// For the list of faults; `None` is none.
+    /// Its name as a fault, if it is one.
     pub(crate) fn fault(self) -> Option<&'static str> {
         Some(match self {
             Self::Reply => return None,
@@ -89,13 +89,13 @@ pub(crate) enum Behaviour {
     Read,
     /// Waits before it reads each event.
     Slow(Duration),
-    /// Leaves so long after the request was sent, whether or not the head has come.
+    /// Leaves this long after the request was sent, whether or not the head has come.
     LeaveEarly(Duration),
-    /// Leaves after so many events.
+    /// Leaves after this many events.
     LeaveAfter(usize),
 }
 
-/// What happens to the machinery while a turn runs.
+/// What befalls hosts, database and network while a turn runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     DatabaseRestart,
@@ -128,7 +128,7 @@ impl Fault {
         }
     }
 
-    pub(crate) fn is_of_postgres(self) -> bool {
+    pub(crate) fn needs_postgres(self) -> bool {
         !matches!(
             self,
             Self::OllamaCut | Self::OllamaDown | Self::HostKill | Self::HostStop
@@ -136,7 +136,7 @@ impl Fault {
     }
 }
 
-/// A fault, on which host it falls, when and for how long.
+/// A fault: of which host, when and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PlannedFault {
     pub(crate) fault: Fault,
@@ -165,14 +165,12 @@ impl Turn {
     /// What Ollama sends.
     pub(crate) fn script(&self) -> Script {
         let (count, script) = match self.upstream {
-            Upstream::Refuse(status) => return Script::refuse(status, "no, says the plan"),
+            Upstream::Refuse(status) => return Script::refuse(status, "as planned"),
             Upstream::Reply => (self.tokens, Script::new().done()),
             Upstream::BreakOff(count) => (count, Script::new().break_off()),
             Upstream::Reset(count) => (count, Script::new().reset()),
             Upstream::EndEarly(count) => (count, Script::new()),
-            Upstream::ErrorLine(count) => {
-                (count, Script::new().line(wire::error("the plan says so")))
-            }
+            Upstream::ErrorLine(count) => (count, Script::new().line(wire::error("as planned"))),
             Upstream::Hang(count) => (count, Script::new().hang()),
             Upstream::Garbage(count) => {
                 let rest = self.lines(Script::new().line("<garbage>"), count..self.tokens);
@@ -200,7 +198,7 @@ impl Turn {
         matches!(self.upstream, Upstream::Reply | Upstream::Garbage(_))
     }
 
-    /// Tokens that arrive for certain, if Ollama is asked and nothing else fails.
+    /// Tokens that certainly arrive if Ollama is called and nothing else fails.
     pub(crate) fn tokens_for_certain(&self) -> usize {
         match self.upstream {
             Upstream::Reply | Upstream::Garbage(_) => self.tokens,
@@ -213,19 +211,19 @@ impl Turn {
         }
     }
 
-    /// What the client does wrong; `None` is nothing.
+    /// What the client does, as a fault, if it is one.
     pub(crate) fn client_fault(&self) -> Option<&'static str> {
         Some(match self.behaviour {
             Behaviour::Read => return None,
             Behaviour::Slow(_) => "client reads slowly",
-            Behaviour::LeaveEarly(_) => "client leaves about the head",
+            Behaviour::LeaveEarly(_) => "client leaves around the head",
             Behaviour::LeaveAfter(events) if events >= self.tokens => "client leaves before done",
             Behaviour::LeaveAfter(_) => "client leaves in mid-stream",
         })
     }
 }
 
-/// All decisions.
+/// Makes all decisions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     pub(crate) seed: u64,
@@ -236,7 +234,7 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// A conversation's prompts, in rounds: one prompt, or two at once.
+    /// A conversation's prompts, in rounds of one prompt or two concurrent ones.
     pub(crate) fn rounds(&self, conversation: usize) -> Vec<Vec<Turn>> {
         let share = self.turns / self.conversations.max(1);
         let count = share + usize::from(conversation < self.turns % self.conversations.max(1));
@@ -253,7 +251,7 @@ impl Plan {
         rounds
     }
 
-    /// A turn of which nothing fails: the last of each conversation, after the faults.
+    /// A turn in which nothing fails: the last of each conversation, after the faults.
     pub(crate) fn closing(&self, conversation: usize) -> Turn {
         let id = TurnId {
             conversation,
@@ -313,7 +311,7 @@ impl Plan {
             in_pieces,
             upstream,
             behaviour,
-            fault: fault.filter(|planned| self.has_postgres || !planned.fault.is_of_postgres()),
+            fault: fault.filter(|planned| self.has_postgres || !planned.fault.needs_postgres()),
         }
     }
 }
@@ -376,7 +374,7 @@ mod tests {
     };
 
     #[test]
-    fn a_seed_gives_its_plan_again_and_another_gives_another() {
+    fn the_same_seed_gives_the_same_plan_and_another_gives_another() {
         assert_eq!(PLAN.rounds(3), PLAN.rounds(3));
         let other = Plan { seed: 8, ..PLAN };
         assert_ne!(PLAN.rounds(3), other.rounds(3));

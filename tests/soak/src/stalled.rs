@@ -1,12 +1,13 @@
-//! Streams whose clients do not read: what they cost the host, and that Ollama is held back.
+//! Streams whose clients do not read: what they cost the host, and whether backpressure reaches
+//! Ollama.
 //!
 //! Each client has a small receive buffer, sends its prompt and reads nothing, not even the head,
-//! while Ollama replies without end and as fast as it is let. Backpressure has to reach Ollama.
+//! while Ollama replies endlessly and as fast as it can.
 //!
-//! It does so only once the kernel's buffers are full, megabytes a stream, and the text of what went
-//! into those is the host's to keep, since it is to be stored: with ordinary tokens it is most of
-//! what is measured, and bounded by `max_completion_bytes`. With long lines of little text what is
-//! left is the cost of streaming.
+//! Backpressure reaches Ollama once the kernel's buffers are full, at megabytes a stream. The host
+//! keeps the text of all lines that went into them, to store it: with ordinary tokens that text is
+//! most of what is measured, and bounded by `max_completion_bytes`. With long lines of little text,
+//! the measurement is of streaming itself.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -15,21 +16,23 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use llmchat_testkit::prompt;
-use ollama_stand_in::{Script, Server, wire};
+use ollama_stand_in::{Exchange, Script, Server, wire};
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
 
 use crate::hosts::{self, Host};
 
-/// How long nothing may move before it counts as standing.
+/// How long nothing may move before the streams count as stalled.
 const QUIET: Duration = Duration::from_secs(2);
-/// Hundredths of a second of processor time that a host which stands may take in [`QUIET`]: each
-/// turn looks at its clock now and then.
+/// Processor time that a stalled host may use in [`QUIET`], in hundredths of a second: its turns
+/// have timers.
 const IDLE_TICKS: u64 = 20;
-/// How long it may take until all stand.
-const STANDING: Duration = Duration::from_secs(600);
-/// The smallest that a kernel gives.
+/// How long it may take until all streams are stalled.
+const STALLING: Duration = Duration::from_secs(600);
+const MINUTE: Duration = Duration::from_secs(60);
+/// The smallest that kernels allow.
 const RECEIVE_BUFFER: u32 = 4096;
 
 /// What to measure.
@@ -38,11 +41,11 @@ pub(crate) struct Stalled {
     /// Streams
     #[arg(long, default_value_t = 1000)]
     streams: usize,
-    /// The bound on the host's peak memory (VmHWM), in MiB
+    /// Bound on the host's peak memory (VmHWM), in MiB
     #[arg(long, default_value_t = 512)]
     bound: u64,
-    /// Bytes in each of Ollama's lines that are not text; 0 are ordinary tokens, and then the text
-    /// that is kept for storing is most of the memory
+    /// Bytes that are not text in each of Ollama's lines; 0 for ordinary tokens, with which the text
+    /// to be stored takes most of the memory
     #[arg(long, default_value_t = 4096)]
     padding: usize,
 }
@@ -51,7 +54,7 @@ impl Stalled {
     pub(crate) async fn run(self) -> Result<()> {
         ensure!(
             Path::new("/proc/self/status").exists(),
-            "a process' peak memory is read from /proc: Linux only"
+            "memory is read from /proc, which only Linux has"
         );
         let program = hosts::build().await?;
         let directory = TempDir::with_prefix("llmchat-stalled-")?;
@@ -61,47 +64,37 @@ impl Stalled {
             line.insert_str(1, &format!("\"padding\":\"{}\",", "x".repeat(self.padding)));
         }
         ollama.always(Script::new().endless(line));
-        let variables = [
+        let variables = vec![
             ("ollama_url", ollama.url()),
-            // Longer than the measurement: nobody is taken for gone.
+            // Longer than the measurement.
             ("client_stall_timeout", "10m".to_owned()),
             ("database_timeout", "60s".to_owned()),
-            // And when they do leave, that is the end of it.
+            // The turns end when the clients leave.
             ("on_disconnect", "cancel".to_owned()),
         ];
-        let variables = variables
-            .map(|(name, value)| (name.to_owned(), value))
-            .into();
         let host = Host::start(&program, directory.path(), "host", variables).await?;
-        let idle = memory(host.pid().await?)?;
+        let pid = host.pid().await?;
+        let idle = memory(pid)?;
         println!("idle: {idle}");
 
         let mut clients = Vec::new();
         for number in 0..self.streams {
-            clients.push(ask(host.address(), number).await?);
-            // A few at a time: it is the streams that are measured, not the rush.
+            clients.push(send_prompt(host.address(), number).await?);
+            // A few at a time: the streams are measured, not their start.
             let begun = async {
                 while ollama.chats() + 16 < number {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
             };
-            tokio::time::timeout(Duration::from_secs(60), begun)
-                .await
-                .context("turns do not begin")?;
+            let begun = timeout(MINUTE, begun).await;
+            begun.context("turns do not begin")?;
         }
-        let all = ollama.requests(self.streams);
-        let all = tokio::time::timeout(Duration::from_secs(60), all)
-            .await
-            .context("turns do not begin")?;
-        let sent = || {
-            all.iter()
-                .map(|exchange| exchange.bytes_sent())
-                .sum::<u64>()
-        };
-        // Until the host has nothing to do: the kernel's buffers take megabytes a stream, and what
-        // is in those towards the host still has to go through it.
-        let pid = host.pid().await?;
-        let standing = async {
+        let all = timeout(MINUTE, ollama.requests(self.streams)).await;
+        let all = all.context("turns do not begin")?;
+        let sent = || -> u64 { all.iter().map(Exchange::bytes_sent).sum() };
+        // Until the host is idle: what the kernel's buffers hold on the way to the host, megabytes
+        // a stream, still has to pass through it.
+        let stalled = async {
             loop {
                 let (before, busy) = (sent(), processor_ticks(pid)?);
                 tokio::time::sleep(QUIET).await;
@@ -110,53 +103,41 @@ impl Stalled {
                 }
             }
         };
-        let standing = tokio::time::timeout(STANDING, standing);
-        let before = standing
-            .await
-            .context("Ollama is not held back: it can send on and on")??;
-        let peak = memory(host.pid().await?)?;
+        let stalled = timeout(STALLING, stalled).await;
+        let before = stalled.context("no backpressure: Ollama can send on and on")??;
+        let peak = memory(pid)?;
         tokio::time::sleep(QUIET * 2).await;
-        let later = memory(host.pid().await?)?;
-        ensure!(sent() == before, "Ollama is not held back: it sent on");
-        println!(
-            "{} streams stand: {peak}; {QUIET:?} later: {later}",
-            self.streams
-        );
+        let later = memory(pid)?;
+        ensure!(sent() == before, "no backpressure: Ollama has sent more");
         let streams = self.streams.max(1) as u64;
+        println!("{streams} streams are stalled: {peak}; later: {later}");
         println!(
-            "a stream: {} KiB of the host's memory; {} KiB were taken from Ollama, most of it by the kernel's buffers",
+            "per stream: {} KiB of the host's memory; {} KiB sent by Ollama, most of it in the kernel's buffers",
             later.peak.saturating_sub(idle.peak) / streams / 1024,
             before / streams / 1024,
         );
 
         drop(clients);
         for exchange in &all {
-            let ended = tokio::time::timeout(Duration::from_secs(60), exchange.ended());
-            ended
-                .await
-                .context("a turn goes on although its client has left")?;
+            let ended = timeout(MINUTE, exchange.ended()).await;
+            ended.context("a turn goes on although its client has left")?;
         }
-        let last = memory(host.pid().await?)?;
+        let last = memory(pid)?;
         println!("after the clients have left: {last}");
         host.stop().await?;
-        let bound = self.bound << 20;
-        ensure!(
-            last.peak <= bound,
-            "the host's peak is over the bound of {} MiB",
-            self.bound
-        );
-        println!("under the bound of {} MiB", self.bound);
+        let bound = self.bound;
+        ensure!(last.peak <= bound << 20, "over the bound of {bound} MiB");
+        println!("within the bound of {bound} MiB");
         Ok(())
     }
 }
 
-/// Sends a prompt, to read nothing of what it brings.
-async fn ask(host: SocketAddr, number: usize) -> Result<TcpStream> {
+/// Sends a prompt, without reading any of the answer.
+async fn send_prompt(host: SocketAddr, number: usize) -> Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
     let connected = socket.connect(host).await;
-    let mut stream =
-        connected.context("cannot connect: are there enough file descriptors (`ulimit -n`)?")?;
+    let mut stream = connected.context("cannot connect: is `ulimit -n` too low?")?;
     let body = prompt(&format!("stalled-{number}"), "Tell me everything.").to_string();
     let request = format!(
         "POST /llmchat/ HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
@@ -166,12 +147,12 @@ async fn ask(host: SocketAddr, number: usize) -> Result<TcpStream> {
     Ok(stream)
 }
 
-/// A process' memory, in bytes.
+/// The memory of a process, in bytes.
 #[derive(Clone, Copy)]
 struct Memory {
     /// In RAM now (`VmRSS`).
     now: u64,
-    /// The most that it ever was (`VmHWM`).
+    /// At its peak (`VmHWM`).
     peak: u64,
 }
 
@@ -181,10 +162,10 @@ impl std::fmt::Display for Memory {
     }
 }
 
-/// The processor time that a process has had, in ticks.
+/// The processor time that a process has used, in ticks.
 fn processor_ticks(pid: u32) -> Result<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name, in brackets, may hold anything.
+    // The name, in brackets, may contain anything.
     let (_, fields) = stat.rsplit_once(") ").context("no name in /proc")?;
     let ticks = fields.split(' ').skip(11).take(2);
     ticks.map(|ticks| Ok(ticks.parse::<u64>()?)).sum()

@@ -1,18 +1,18 @@
-//! Everything around the clients: database, Ollama, hosts, the wires between them, and what fails.
+//! Everything around the clients: database, Ollama, hosts, the network between them, and the faults.
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use llmchat_testkit::{Cluster, Database, Row, Sqlite, Wire, eventually};
-use ollama_stand_in::{Script, Server};
+use llmchat_testkit::{Cluster, Database, Row, Store, Wire};
+use ollama_stand_in::{Request, Script, Server};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
-use crate::auditor::Asked;
-use crate::hosts::{self, Host};
+use crate::auditor::Call;
+use crate::hosts::{self, Host, Variables};
 use crate::plan::{Fault, Plan, PlannedFault, TurnId};
 
 /// The bounds that the hosts run with: short, so that running into one is cheap.
@@ -28,39 +28,40 @@ const BOUNDS: [(&str, &str); 7] = [
 
 /// One host, and the network around it.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct Node {
     pub(crate) host: Host,
     database: Option<Wire>,
     ollama: Wire,
 }
 
-/// Where conversations are kept.
-#[derive(Debug)]
-pub(crate) enum Store {
-    Postgres(Box<Database>),
-    Sqlite(Sqlite),
-}
-
-/// What the run is made in.
+/// The environment of a run.
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) plan: Plan,
     begun: Instant,
-    pub(crate) places: Vec<Place>,
-    pub(crate) ollama: Server,
-    pub(crate) store: Store,
+    pub(crate) nodes: Vec<Node>,
+    ollama: Server,
+    store: Store,
     _directory: TempDir,
-    kills: Mutex<Vec<(usize, Duration)>>,
-    faults: Mutex<BTreeMap<&'static str, usize>>,
-    /// Faults wait in a line; those for which there is no place are left out.
-    line: mpsc::Sender<PlannedFault>,
+    history: Mutex<History>,
+    queue: mpsc::Sender<PlannedFault>,
+}
+
+/// What has failed so far.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct History {
+    /// When each host was killed.
+    pub(crate) kills: Vec<(usize, Duration)>,
+    /// The number of faults, by name.
+    pub(crate) faults: BTreeMap<&'static str, usize>,
 }
 
 impl World {
-    /// Sets it up: all is well.
+    /// Starts everything, without faults. Returns the queue of faults too, which has an end:
+    /// faults for which it has no room are left out.
     pub(crate) async fn start(
         plan: Plan,
-        variables: &[(String, String)],
+        variables: &Variables,
     ) -> Result<(Arc<Self>, mpsc::Receiver<PlannedFault>)> {
         let program = hosts::build().await?;
         let directory = TempDir::with_prefix("llmchat-soak-")?;
@@ -71,201 +72,158 @@ impl World {
             None => Script::refuse(400, "not of this run"),
         });
         let store = match plan.has_postgres {
-            true => Store::Postgres(Box::new(database().await?)),
-            false => Store::Sqlite(Sqlite {
-                path: directory.path().join("state/sqlite_db.db"),
-            }),
+            true => Store::Postgres(database().await?),
+            false => Store::Sqlite(directory.path().join("state/sqlite_db.db")),
         };
-        let mut places = Vec::new();
-        for number in 0..plan.hosts {
-            places.push(
-                place(
-                    &program,
-                    directory.path(),
-                    number,
-                    &store,
-                    &ollama,
-                    variables,
-                )
-                .await?,
-            );
-        }
-        let (line, waiting) = mpsc::channel(4);
-        let world = Self {
+        let (queue, faults) = mpsc::channel(4);
+        let mut world = Self {
             plan,
             begun: Instant::now(),
-            places,
+            nodes: Vec::new(),
             ollama,
             store,
             _directory: directory,
-            kills: Mutex::default(),
-            faults: Mutex::default(),
-            line,
+            history: Mutex::default(),
+            queue,
         };
-        Ok((Arc::new(world), waiting))
+        for _ in 0..plan.hosts {
+            let node = world.node(&program, variables).await?;
+            world.nodes.push(node);
+        }
+        Ok((Arc::new(world), faults))
     }
 
-    /// Since the beginning of the run.
+    async fn node(&self, program: &Path, variables: &Variables) -> Result<Node> {
+        let ollama = Wire::to(self.ollama.address()).await?;
+        let mut all: Variables = BOUNDS.map(|(name, value)| (name, value.to_owned())).into();
+        all.push(("ollama_url", format!("http://{}", ollama.address())));
+        let mut wire = None;
+        if let Store::Postgres(database) = &self.store {
+            let to_database = Wire::to(database.address()).await?;
+            all.push(("database_url", database.url_at(to_database.address())));
+            wire = Some(to_database);
+        }
+        all.extend_from_slice(variables);
+        let name = format!("host-{}", self.nodes.len());
+        Ok(Node {
+            host: Host::start(program, self._directory.path(), &name, all).await?,
+            database: wire,
+            ollama,
+        })
+    }
+
+    /// The time since the beginning of the run.
     pub(crate) fn now(&self) -> Duration {
         self.begun.elapsed()
     }
 
+    pub(crate) fn history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Counts a fault.
     pub(crate) fn count(&self, fault: &'static str) {
-        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
-        *faults.entry(fault).or_default() += 1;
+        *self.history().faults.entry(fault).or_default() += 1;
     }
 
-    /// All faults so far, by kind.
-    pub(crate) fn faults(&self) -> BTreeMap<&'static str, usize> {
-        self.faults
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-
-    /// When each host was killed.
-    pub(crate) fn kills(&self) -> Vec<(usize, Duration)> {
-        self.kills
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-
-    /// Makes a fault happen, in its time.
-    pub(crate) fn plan_fault(self: &Arc<Self>, planned: PlannedFault) {
+    /// Puts a fault into the queue when its time has come.
+    pub(crate) fn schedule(self: &Arc<Self>, planned: PlannedFault) {
         let world = self.clone();
         tokio::spawn(async move {
             tokio::time::sleep(planned.after).await;
-            if world.line.try_send(planned).is_err() {
-                world.count("(left out: other faults were in the way)");
+            if world.queue.try_send(planned).is_err() {
+                world.count("(left out: too many other faults)");
             }
         });
     }
 
-    /// Lets one fault happen, and mends it.
+    /// Makes a fault happen, and repairs it.
     pub(crate) async fn fail(&self, planned: PlannedFault) -> Result<()> {
-        let PlannedFault {
-            fault, host, lasts, ..
-        } = planned;
-        let place = self.places.get(host).context("no such host")?;
+        let (fault, lasts) = (planned.fault, planned.lasts);
+        let node = self.nodes.get(planned.host).context("no such host")?;
+        let database = || node.database.as_ref().context("no wire to a database");
         self.count(fault.name());
         match fault {
             Fault::DatabaseRestart | Fault::DatabaseCrash => {
-                return Cluster::shared()
-                    .await?
-                    .restart(fault == Fault::DatabaseCrash)
-                    .await
-                    .context("PostgreSQL's restart");
+                let cluster = Cluster::shared().await?;
+                return cluster.restart(fault == Fault::DatabaseCrash).await;
             }
             Fault::HostKill => {
-                let kill = (host, self.now());
-                self.kills
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .push(kill);
-                place.host.kill().await?;
+                self.history().kills.push((planned.host, self.now()));
+                node.host.kill().await?;
                 tokio::time::sleep(lasts / 4).await;
-                return place.host.up().await;
+                return node.host.up().await;
             }
             Fault::HostStop => {
-                place.host.stop().await?;
-                return place.host.up().await;
+                node.host.stop().await?;
+                return node.host.up().await;
             }
-            _ => {}
-        }
-        let wire = match fault.is_of_postgres() {
-            true => place
-                .database
-                .as_ref()
-                .context("there is no wire to a database")?,
-            false => &place.ollama,
-        };
-        match fault {
-            Fault::DatabaseCut | Fault::OllamaCut => wire.cut(),
-            Fault::DatabaseRefuse | Fault::OllamaDown => {
-                wire.refuse();
-                wire.cut();
-            }
-            Fault::DatabaseDelay => wire.delay(lasts / 10),
-            Fault::DatabaseHold => wire.hold(),
-            _ => wire.swallow_answers(),
+            Fault::DatabaseCut => database()?.cut(),
+            Fault::DatabaseRefuse => database()?.take_down(),
+            Fault::DatabaseDelay => database()?.delay(lasts / 10),
+            Fault::DatabaseHold => database()?.hold(),
+            Fault::DatabaseSwallow => database()?.swallow_answers(),
+            Fault::OllamaCut => node.ollama.cut(),
+            Fault::OllamaDown => node.ollama.take_down(),
         }
         tokio::time::sleep(lasts).await;
-        wire.mend();
-        if fault == Fault::DatabaseSwallow {
-            // Half an answer is worse than none.
-            wire.cut();
+        node.ollama.restore();
+        if let Some(wire) = &node.database {
+            wire.restore();
+            if fault == Fault::DatabaseSwallow {
+                // Half an answer is worse than none.
+                wire.cut();
+            }
         }
         Ok(())
     }
 
-    /// What Ollama was asked.
-    pub(crate) async fn asked(&self) -> Result<Vec<Asked>> {
-        let chats = self.ollama.requests(0).await;
-        // The hosts look for its version when they start.
-        let requests = chats.iter().map(|chat| chat.request());
-        let asked = requests
+    /// The chat requests that Ollama has received.
+    pub(crate) async fn calls(&self) -> Result<Vec<Call>> {
+        let exchanges = self.ollama.requests(0).await;
+        // The hosts ask for its version when they start.
+        let requests = exchanges.iter().map(|exchange| exchange.request());
+        let calls = requests
             .filter(|request| request.path == "/api/chat")
             .map(|request| {
-                Ok(Asked {
+                Ok(Call {
                     id: turn_of(request).context("a request that nobody made")?,
                     messages: request.messages()?,
                 })
             });
-        asked.collect()
+        calls.collect()
     }
 
-    /// All rows, by conversation, once nobody writes any more; and how many there are in all.
+    /// All rows, by conversation, once nobody writes any more; and their number in the table.
     pub(crate) async fn rows(&self) -> Result<(BTreeMap<usize, Vec<Row>>, usize)> {
-        let mut rows = BTreeMap::new();
-        let all = "SELECT message FROM chatts";
-        let total = match &self.store {
-            Store::Postgres(database) => {
-                let others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name <> 'llmchat-tests'";
-                for place in &self.places {
-                    place.database.as_ref().inspect(|wire| wire.cut());
-                }
-                eventually("the end of what the hosts left behind", async || {
-                    Ok((database.query(others).await? == ["0"]).then_some(()))
-                })
-                .await?;
-                database
-                    .query(all)
-                    .await
-                    .context("cannot count the rows")?
-                    .len()
-            }
-            Store::Sqlite(sqlite) => sqlite.query(all)?.len(),
-        };
-        for conversation in 0..self.plan.conversations {
-            let app_id = app_id(conversation);
-            let of_it = match &self.store {
-                Store::Postgres(database) => database.rows(&app_id).await?,
-                Store::Sqlite(sqlite) => sqlite.rows(&app_id)?,
-            };
-            rows.insert(conversation, of_it);
+        if let Store::Postgres(database) = &self.store {
+            let wires = self.nodes.iter().filter_map(|node| node.database.as_ref());
+            wires.for_each(Wire::cut);
+            database.until_unused().await?;
         }
-        Ok((rows, total))
+        let mut rows = BTreeMap::new();
+        for conversation in 0..self.plan.conversations {
+            rows.insert(conversation, self.store.rows(&app_id(conversation)).await?);
+        }
+        Ok((rows, self.store.row_count().await?))
     }
 
     /// What the hosts have logged.
     pub(crate) fn log(&self) -> Result<String> {
-        let logs: Result<Vec<_>> = self.places.iter().map(|place| place.host.log()).collect();
-        Ok(logs?.concat())
+        self.nodes.iter().map(|node| node.host.log()).collect()
     }
 
-    /// Keeps the logs for whoever looks into a failure; says where.
-    pub(crate) fn keep_logs(&self) -> Result<std::path::PathBuf> {
+    /// Copies the logs to a file that outlives the run, and returns its path.
+    pub(crate) fn keep_logs(&self) -> Result<PathBuf> {
         let kept = std::env::temp_dir().join(format!("llmchat-soak-{}.log", self.plan.seed));
         std::fs::write(&kept, self.log()?)?;
         Ok(kept)
     }
 
-    /// Stops every host in order.
+    /// Stops every host, in an orderly way.
     pub(crate) async fn stop(&self) -> Result<()> {
-        for place in &self.places {
-            place.host.stop().await?;
+        for node in &self.nodes {
+            node.host.stop().await?;
         }
         Ok(())
     }
@@ -277,52 +235,16 @@ pub(crate) fn app_id(conversation: usize) -> String {
 }
 
 /// The turn that a request of llmchat's is made for.
-fn turn_of(request: &ollama_stand_in::Request) -> Option<TurnId> {
+fn turn_of(request: &Request) -> Option<TurnId> {
     let body = request.json().ok()?;
     TurnId::parse(body.get("options")?.get("turn")?.as_str()?)
 }
 
 async fn database() -> Result<Database> {
     let database = Cluster::shared().await?.database().await?;
-    // On a connection of its own: the one that the kit keeps would not survive the first restart.
-    let client = database.connect().await?;
-    // Every statement of thousands of turns: nobody reads that.
-    client
-        .batch_execute("ALTER SYSTEM SET log_statement = 'none'")
-        .await?;
-    client.batch_execute("SELECT pg_reload_conf()").await?;
+    // Nobody reads the statements of thousands of turns.
+    let without_log = "ALTER SYSTEM SET log_statement = 'none'";
+    database.execute(without_log).await?;
+    database.execute("SELECT pg_reload_conf()").await?;
     Ok(database)
-}
-
-async fn place(
-    program: &Path,
-    directory: &Path,
-    number: usize,
-    store: &Store,
-    ollama: &Server,
-    variables: &[(String, String)],
-) -> Result<Place> {
-    let ollama = Wire::to(ollama.address()).await?;
-    let mut settings: Vec<_> = BOUNDS
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .into();
-    settings.push((
-        "ollama_url".to_owned(),
-        format!("http://{}", ollama.address()),
-    ));
-    let mut wire = None;
-    if let Store::Postgres(database) = store {
-        let to_database = Wire::to(database.address()).await?;
-        settings.push((
-            "database_url".to_owned(),
-            database.url_at(to_database.address()),
-        ));
-        wire = Some(to_database);
-    }
-    settings.extend_from_slice(variables);
-    Ok(Place {
-        host: Host::start(program, directory, &format!("host-{number}"), settings).await?,
-        database: wire,
-        ollama,
-    })
 }
