@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use llmchat_host::{Host, Manifest, Options, Output, Program, Remains};
-use ollama_stand_in::{Ending, Server};
+use ollama_stand_in::{Ending, Script, Server};
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
@@ -93,7 +93,6 @@ impl Setup {
         let host = Host::start(program, self.options.clone()).await?;
         Ok(TestApp {
             client: Client::of(host.address()),
-            address: host.address(),
             host: Some(host),
             remains: None,
             options: self.options,
@@ -129,7 +128,6 @@ pub struct TestApp {
     pub ollama: Server,
     ollama_wire: Option<Wire>,
     database_wire: Option<Wire>,
-    address: SocketAddr,
     host: Option<Host>,
     remains: Option<Remains>,
     options: Options,
@@ -143,7 +141,12 @@ impl TestApp {
         Self::on(backend).start().await
     }
 
-    /// The program with changes.
+    /// The program with one variable set.
+    pub async fn with(backend: Backend, variable: &str, value: impl ToString) -> Result<Self> {
+        Self::on(backend).variable(variable, value).start().await
+    }
+
+    /// The program with changes, to be started.
     pub fn on(backend: Backend) -> Setup {
         Setup {
             backend,
@@ -160,7 +163,7 @@ impl TestApp {
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.client.address()
     }
 
     /// How many instances of the component there are.
@@ -186,6 +189,20 @@ impl TestApp {
     /// Sends a prompt and reads the whole answer.
     pub async fn ask(&self, app_id: &str, content: &str) -> Result<Vec<Event>> {
         self.prompt(app_id, content).await?.read().await
+    }
+
+    /// A whole turn, with a reply of one token.
+    pub async fn turn(&self, app_id: &str, content: &str, reply: &str) -> Result<()> {
+        self.ollama.push(Script::reply([reply]));
+        self.ask(app_id, content).await.map(drop)
+    }
+
+    /// A turn in mid-stream: Ollama answers with `script`, and the first event has come.
+    pub async fn begin(&self, app_id: &str, content: &str, script: Script) -> Result<Events> {
+        self.ollama.push(script);
+        let mut events = self.stream(app_id, content).await?;
+        events.next().await?;
+        Ok(events)
     }
 
     /// Sends a prompt to each of the conversations `app 0`, `app 1`…; returns with their streams.
@@ -289,8 +306,7 @@ impl TestApp {
             until("the end of the crashed host", async || Ok(!remains.any())).await?;
         }
         let host = Host::start(program().await?, self.options.clone()).await?;
-        self.address = host.address();
-        self.client = Client::of(self.address);
+        self.client = Client::of(host.address());
         self.host = Some(host);
         Ok(())
     }

@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyDataStream, BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
@@ -41,6 +41,11 @@ impl Client {
         Self { address }
     }
 
+    /// The server's address.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Sends a prompt; returns with the head of the answer.
     pub async fn prompt(&self, body: &Value) -> Result<Answer> {
         self.post(body.to_string()).await
@@ -48,7 +53,7 @@ impl Client {
 
     /// Sends any body, with its `content-length`.
     pub async fn post(&self, body: impl Into<Bytes>) -> Result<Answer> {
-        self.request(Method::POST, "/llmchat/", body).await
+        self.request("POST", "/llmchat/", body).await
     }
 
     /// Sends a body in chunks, without announcing its length.
@@ -60,13 +65,13 @@ impl Client {
             .collect();
         let body = StreamBody::new(futures_util::stream::iter(chunks));
         let body = BodyExt::boxed(body);
-        self.send(Method::POST, "/llmchat/", body).await
+        self.send("POST", "/llmchat/", body).await
     }
 
     /// Sends any request.
     pub async fn request(
         &self,
-        method: Method,
+        method: &str,
         path: &str,
         body: impl Into<Bytes>,
     ) -> Result<Answer> {
@@ -74,7 +79,7 @@ impl Client {
             .await
     }
 
-    async fn send(&self, method: Method, path: &str, body: Body) -> Result<Answer> {
+    async fn send(&self, method: &str, path: &str, body: Body) -> Result<Answer> {
         let stream = TcpStream::connect(self.address).await?;
         stream.set_nodelay(true)?;
         let (mut sender, connection) =

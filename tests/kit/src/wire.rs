@@ -43,19 +43,13 @@ enum Fault {
     Delay(Duration),
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Direction {
-    ToServer,
-    ToClient,
-}
-
 impl Wire {
     /// A network that works.
     pub async fn to(server: SocketAddr) -> Result<Self> {
         Self::between(Ipv4Addr::LOCALHOST, server).await
     }
 
-    /// A network that works, with an address of its own for the client to connect to.
+    /// A network that works; clients connect to it at `near`.
     pub async fn between(near: Ipv4Addr, server: SocketAddr) -> Result<Self> {
         let listener = TcpListener::bind((near, 0)).await?;
         let address = listener.local_addr()?;
@@ -166,8 +160,8 @@ async fn connect(mut client: TcpStream, server: SocketAddr, shared: &Shared) -> 
             // First: what is held when the wire is cut never arrives, even if it is restored at once.
             biased;
             _ = cuts.changed() => Err(anyhow!("cut")),
-            ended = pump(from_client, to_server, Direction::ToServer, shared) => ended,
-            ended = pump(from_server, to_client, Direction::ToClient, shared) => ended,
+            ended = pump(from_client, to_server, false, shared) => ended,
+            ended = pump(from_server, to_client, true, shared) => ended,
         }
     };
     // Neither HTTP nor PostgreSQL goes on with half a connection: the first end is the end.
@@ -181,7 +175,7 @@ async fn connect(mut client: TcpStream, server: SocketAddr, shared: &Shared) -> 
 async fn pump(
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
-    direction: Direction,
+    is_answer: bool,
     shared: &Shared,
 ) -> Result<()> {
     let mut fault = shared.fault.subscribe();
@@ -194,7 +188,7 @@ async fn pump(
         let now = *fault.wait_for(|fault| *fault != Fault::Hold).await?;
         match now {
             Fault::Delay(duration) => tokio::time::sleep(duration).await,
-            Fault::SwallowAnswers if direction == Direction::ToClient => continue,
+            Fault::SwallowAnswers if is_answer => continue,
             _ => {}
         }
         to.write_all(buffer.get(..read).unwrap_or_default()).await?;

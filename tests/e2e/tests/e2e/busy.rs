@@ -85,8 +85,7 @@ on_both_stores! {
         for _ in 0..2 {
             app.client.prompt(&nothing).await?.error(422).await?;
         }
-        app.ollama.push(Script::reply(["ok"]));
-        app.ask("empty", "Hi").await?;
+        app.turn("empty", "Hi", "ok").await?;
         Ok(())
     }
 
@@ -96,11 +95,8 @@ on_both_stores! {
             .variable("comment_interval", "100ms")
             .start()
             .await?;
-        app.ollama.push(Script::new().token("a").hang());
         app.ollama.always(Script::reply(["ok"]));
-        let mut events = app.stream("app", "Hi").await?;
-        events.next().await?;
-        drop(events);
+        drop(app.begin("app", "Hi", Script::new().token("a").hang()).await?);
         assert_eq!(app.ollama_ended(1).await?, Ending::ClientLeft);
         until_free(&app, "app").await
     }
@@ -120,10 +116,8 @@ on_both_stores! {
 
     async fn a_host_that_died_cannot_hold_a_conversation_for_ever(backend: Backend) -> Result<()> {
         let mut app = rejecting(backend).variable("busy_lease", "1s").start().await?;
-        app.ollama.push(Script::new().token("lost").hang());
         app.ollama.always(Script::reply(["ok"]));
-        let mut events = app.stream("app", "one").await?;
-        events.next().await?;
+        let _events = app.begin("app", "one", Script::new().token("lost").hang()).await?;
         app.crash();
         app.restart().await?;
         until_free(&app, "app").await?;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use llmchat_testkit::{Backend, Event, Setup, TestApp, messages, on_both_stores, until, within};
+use llmchat_testkit::{Backend, Event, TestApp, messages, on_both_stores, until, within};
 use ollama_stand_in::{Ending, Gate, Script, wire};
 
 /// A line that fills sockets without adding to the reply.
@@ -20,10 +20,12 @@ fn fillers(count: usize) -> Script {
 }
 
 /// Comments find out soon that a client has left.
-fn cancelling(backend: Backend) -> Setup {
+async fn cancelling(backend: Backend) -> Result<TestApp> {
     TestApp::on(backend)
         .variable("on_disconnect", "cancel")
         .variable("comment_interval", "100ms")
+        .start()
+        .await
 }
 
 on_both_stores! {
@@ -39,15 +41,14 @@ on_both_stores! {
         assert_eq!(app.rows("app").await?[1].parts(), ("assistant", "not lost", "complete"));
         assert_eq!(app.ollama_ended(1).await?, Ending::Complete);
 
-        app.ollama.push(Script::reply(["ok"]));
-        app.ask("app", "And now?").await?;
+        app.turn("app", "And now?", "ok").await?;
         assert_eq!(app.sent_to_ollama(2).await?, messages(&[("user", "Hi"), ("assistant", "not lost"), ("user", "And now?")]));
         Ok(())
     }
 
     async fn a_reply_is_kept_whose_client_left_before_it_began(backend: Backend) -> Result<()> {
         // Comments find out that the client has left, long before the first line.
-        let app = TestApp::on(backend).variable("comment_interval", "50ms").start().await?;
+        let app = TestApp::with(backend, "comment_interval", "50ms").await?;
         let gate = Gate::new();
         app.ollama.push(Script::new().gate(&gate).delay(Duration::from_millis(300)).token("kept").done());
         let answer = app.prompt("app", "Hi").await?;
@@ -60,11 +61,8 @@ on_both_stores! {
     }
 
     async fn with_cancel_ollama_stops_when_the_client_leaves(backend: Backend) -> Result<()> {
-        let app = cancelling(backend).start().await?;
-        app.ollama.push(Script::new().token("so far").hang());
-        let mut events = app.stream("app", "Hi").await?;
-        events.next().await?;
-        drop(events);
+        let app = cancelling(backend).await?;
+        drop(app.begin("app", "Hi", Script::new().token("so far").hang()).await?);
         assert_eq!(app.ollama_ended(1).await?, Ending::ClientLeft);
         app.until_rows("app", 2).await?;
         assert_eq!(app.rows("app").await?[1].parts(), ("assistant", "so far", "partial"));
@@ -72,20 +70,19 @@ on_both_stores! {
     }
 
     async fn with_cancel_nothing_is_stored_of_a_reply_that_had_not_begun(backend: Backend) -> Result<()> {
-        let app = cancelling(backend).start().await?;
+        let app = cancelling(backend).await?;
         app.ollama.push(Script::silence());
         drop(app.prompt("app", "Hi").await?);
         assert_eq!(app.ollama_ended(1).await?, Ending::ClientLeft);
         // The next turn comes after whatever the last one would have stored.
-        app.ollama.push(Script::reply(["ok"]));
-        app.ask("app", "Again").await?;
+        app.turn("app", "Again", "ok").await?;
         let expected = messages(&[("user", "Hi"), ("user", "Again"), ("assistant", "ok")]);
         assert_eq!(app.conversation("app").await?, expected);
         Ok(())
     }
 
     async fn with_cancel_a_client_that_stays_gets_everything(backend: Backend) -> Result<()> {
-        let app = TestApp::on(backend).variable("on_disconnect", "cancel").start().await?;
+        let app = TestApp::with(backend, "on_disconnect", "cancel").await?;
         app.ollama.push(Script::reply(["ok"]));
         assert_eq!(app.ask("app", "Hi").await?.len(), 2);
         assert_eq!(app.rows("app").await?[1].status, "complete");
@@ -93,7 +90,7 @@ on_both_stores! {
     }
 
     async fn a_turn_goes_on_without_a_client_that_neither_reads_nor_leaves(backend: Backend) -> Result<()> {
-        let app = TestApp::on(backend).variable("client_stall_timeout", "500ms").start().await?;
+        let app = TestApp::with(backend, "client_stall_timeout", "500ms").await?;
         // More than all sockets on the way can hold.
         app.ollama.push(fillers(600).token("kept").done());
         let _answer = app.prompt("app", "Hi").await?;
@@ -103,7 +100,7 @@ on_both_stores! {
     }
 
     async fn a_stalled_client_never_sees_a_clean_end(backend: Backend) -> Result<()> {
-        let app = TestApp::on(backend).variable("client_stall_timeout", "500ms").start().await?;
+        let app = TestApp::with(backend, "client_stall_timeout", "500ms").await?;
         app.ollama.push(fillers(600).token("kept").done());
         let answer = app.prompt("app", "Hi").await?;
         app.until_rows("app", 2).await?;

@@ -114,8 +114,7 @@ on_both_stores! {
         second.rest().await?;
         first_gate.open();
         first.rest().await?;
-        app.ollama.push(Script::reply(["third reply"]));
-        app.ask("app", "third").await?;
+        app.turn("app", "third", "third reply").await?;
         let sent = app.sent_to_ollama(3).await?;
         let expected = messages(&[
             ("user", "first"),
@@ -170,7 +169,7 @@ on_both_stores! {
     }
 
     async fn what_was_said_is_sent_again_character_by_character(backend: Backend) -> Result<()> {
-        let app = TestApp::on(backend).variable("completion_whitespace", "preserve").start().await?;
+        let app = TestApp::with(backend, "completion_whitespace", "preserve").await?;
         // The database must turn them into JSON.
         let control: String = ('\u{1}'..='\u{1f}').collect();
         let texts = [
@@ -200,7 +199,7 @@ on_both_stores! {
     }
 
     async fn white_space_can_be_preserved(backend: Backend) -> Result<()> {
-        let app = TestApp::on(backend).variable("completion_whitespace", "preserve").start().await?;
+        let app = TestApp::with(backend, "completion_whitespace", "preserve").await?;
         app.ollama.push(Script::reply(["fn f() {\n", "    1\n", "}\n"]));
         app.ask("app", "Hi").await?;
         assert_eq!(app.rows("app").await?[1].message, "fn f() {\n    1\n}\n");
@@ -227,8 +226,7 @@ on_both_stores! {
 
     async fn an_empty_prompt_goes_on_with_a_conversation_that_exists(backend: Backend) -> Result<()> {
         let app = TestApp::start(backend).await?;
-        app.ollama.push(Script::reply(["one"]));
-        app.ask("app", "Hi").await?;
+        app.turn("app", "Hi", "one").await?;
         app.ollama.push(Script::reply(["two"]));
         let body = json!({"appID": "app", "model": "m", "messages": []});
         app.client.prompt(&body).await?.read().await?;
@@ -242,8 +240,7 @@ on_both_stores! {
         let app = TestApp::start(backend).await?;
         app.ollama.push(Script::refuse(503, "server busy"));
         app.ask("app", "one").await?;
-        app.ollama.push(Script::reply(["ok"]));
-        app.ask("app", "two").await?;
+        app.turn("app", "two", "ok").await?;
         assert_eq!(app.sent_to_ollama(2).await?, messages(&[("user", "one"), ("user", "two")]));
         Ok(())
     }

@@ -119,10 +119,8 @@ async fn a_short_outage_at_the_beginning_is_waited_for() -> Result<()> {
         Ok(())
     })?;
     assert_eq!(answer.read().await?.len(), 2);
-    assert_eq!(
-        app.conversation("app").await?,
-        messages(&[("user", "Hi"), ("assistant", "ok")])
-    );
+    let stored = app.conversation("app").await?;
+    assert_eq!(stored, messages(&[("user", "Hi"), ("assistant", "ok")]));
     Ok(())
 }
 
@@ -130,10 +128,8 @@ async fn a_short_outage_at_the_beginning_is_waited_for() -> Result<()> {
 async fn a_short_outage_at_the_end_is_waited_for() -> Result<()> {
     let app = with_wire().await?;
     let gate = Gate::new();
-    app.ollama
-        .push(Script::new().token("kept").gate(&gate).done());
-    let mut events = app.stream("app", "Hi").await?;
-    events.next().await?;
+    let script = Script::new().token("kept").gate(&gate).done();
+    let events = app.begin("app", "Hi", script).await?;
     let wire = app.database_wire()?;
     wire.take_down();
     let before = wire.accepted();
@@ -141,10 +137,8 @@ async fn a_short_outage_at_the_end_is_waited_for() -> Result<()> {
     until("a try", async || Ok(wire.accepted() > before)).await?;
     wire.restore();
     assert_eq!(events.rest().await?, [Event::Data(wire::done())]);
-    assert_eq!(
-        app.conversation("app").await?,
-        messages(&[("user", "Hi"), ("assistant", "kept")])
-    );
+    let stored = app.conversation("app").await?;
+    assert_eq!(stored, messages(&[("user", "Hi"), ("assistant", "kept")]));
     Ok(())
 }
 
@@ -154,10 +148,8 @@ async fn a_reply_that_cannot_be_stored_is_no_done_and_is_not_lost_to_the_user() 
     let gate = Gate::new();
     let last =
         r#"{"model":"m","message":{"role":"assistant","content":" words","x":1.50},"done":true}"#;
-    app.ollama
-        .push(Script::new().token("last").gate(&gate).line(last));
-    let mut events = app.stream("app", "Hi").await?;
-    events.next().await?;
+    let script = Script::new().token("last").gate(&gate).line(last);
+    let events = app.begin("app", "Hi", script).await?;
     app.database_wire()?.take_down();
     gate.open();
     let rest = events.rest().await?;
@@ -167,11 +159,11 @@ async fn a_reply_that_cannot_be_stored_is_no_done_and_is_not_lost_to_the_user() 
     assert_eq!(code, "database_failed");
     let data: Value = serde_json::from_str(data)?;
     assert_eq!(data["message"]["content"], " words");
-    assert_eq!(app.conversation("app").await?, messages(&[("user", "Hi")]));
+    let stored = app.conversation("app").await?;
+    assert_eq!(stored, messages(&[("user", "Hi")]));
 
     app.database_wire()?.restore();
-    app.ollama.push(Script::reply(["ok"]));
-    app.ask("app", "Again").await?;
+    app.turn("app", "Again", "ok").await?;
     assert_eq!(app.rows("app").await?.len(), 3);
     Ok(())
 }
@@ -197,10 +189,8 @@ impl HeldInserts {
     async fn reached(&self) -> Result<()> {
         let waiting = "SELECT 1 FROM pg_locks JOIN pg_database ON database = pg_database.oid
                        WHERE locktype = 'advisory' AND NOT granted AND datname = current_database()";
-        until("the insertion", async || {
-            Ok(!self.0.query(waiting, &[]).await?.is_empty())
-        })
-        .await
+        let is_waiting = async || Ok(!self.0.query(waiting, &[]).await?.is_empty());
+        until("the insertion", is_waiting).await
     }
 
     async fn release(&self) -> Result<()> {
@@ -214,10 +204,7 @@ async fn commits_unanswered(app: &TestApp, inserts: &HeldInserts, rows: usize) -
     let wire = app.database_wire()?;
     wire.swallow_answers();
     inserts.release().await?;
-    until("the commit", async || {
-        Ok(app.rows("app").await?.len() == rows)
-    })
-    .await?;
+    app.until_rows("app", rows).await?;
     wire.restore();
     wire.cut();
     Ok(())
@@ -229,10 +216,8 @@ async fn a_prompt_whose_commit_was_not_heard_of_is_stored_once() -> Result<()> {
     app.ollama.always(Script::reply(["ok"]));
     app.ask("app", "one").await?;
     let inserts = HeldInserts::hold(&app).await?;
-    let (answer, ()) = tokio::try_join!(
-        app.prompt("app", "two"),
-        commits_unanswered(&app, &inserts, 3)
-    )?;
+    let commit = commits_unanswered(&app, &inserts, 3);
+    let (answer, ()) = tokio::try_join!(app.prompt("app", "two"), commit)?;
     answer.read().await?;
     let expected = messages(&[
         ("user", "one"),
@@ -241,8 +226,7 @@ async fn a_prompt_whose_commit_was_not_heard_of_is_stored_once() -> Result<()> {
         ("assistant", "ok"),
     ]);
     assert_eq!(app.conversation("app").await?, expected);
-    let sent = app.sent_to_ollama(2).await?;
-    assert_eq!(sent, expected[..3]);
+    assert_eq!(app.sent_to_ollama(2).await?, expected[..3]);
     Ok(())
 }
 
@@ -250,18 +234,14 @@ async fn a_prompt_whose_commit_was_not_heard_of_is_stored_once() -> Result<()> {
 async fn a_reply_whose_commit_was_not_heard_of_is_stored_once() -> Result<()> {
     let app = with_wire().await?;
     let gate = Gate::new();
-    app.ollama
-        .push(Script::new().token("once").gate(&gate).done());
-    let mut events = app.stream("app", "Hi").await?;
-    events.next().await?;
+    let script = Script::new().token("once").gate(&gate).done();
+    let events = app.begin("app", "Hi", script).await?;
     let inserts = HeldInserts::hold(&app).await?;
     gate.open();
     commits_unanswered(&app, &inserts, 2).await?;
     assert_eq!(events.rest().await?, [Event::Data(wire::done())]);
-    assert_eq!(
-        app.conversation("app").await?,
-        messages(&[("user", "Hi"), ("assistant", "once")])
-    );
+    let stored = app.conversation("app").await?;
+    assert_eq!(stored, messages(&[("user", "Hi"), ("assistant", "once")]));
     Ok(())
 }
 
@@ -323,10 +303,7 @@ async fn a_sqlite_database_that_is_locked_for_a_while_is_waited_for() -> Result<
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sqlite_database_that_stays_locked_is_a_500_in_time() -> Result<()> {
-    let app = TestApp::on(Backend::Sqlite)
-        .variable("database_timeout", "2s")
-        .start()
-        .await?;
+    let app = TestApp::with(Backend::Sqlite, "database_timeout", "2s").await?;
     app.ollama.always(Script::reply(["ok"]));
     app.ask("app", "Hi").await?;
     let lock = app.lock().await?;

@@ -7,7 +7,7 @@ use serde_json::json;
 
 on_both_stores! {
     async fn too_many_messages_are_a_422(backend: Backend) -> Result<()> {
-        let app = TestApp::on(backend).variable("max_messages", 3).start().await?;
+        let app = TestApp::with(backend, "max_messages", 3).await?;
         app.ollama.always(Script::reply(["ok"]));
         let body = |count| {
             let messages = vec![json!({"role": "user", "content": "Hi"}); count];
@@ -21,7 +21,7 @@ on_both_stores! {
     }
 
     async fn more_turns_than_one_instance_takes_run_all_the_same(backend: Backend) -> Result<()> {
-        let app = TestApp::on(backend).variable("max_concurrent_turns", 2).start().await?;
+        let app = TestApp::with(backend, "max_concurrent_turns", 2).await?;
         let gate = Gate::new();
         app.ollama.always(Script::new().gate(&gate).token("ok").done());
         let streams = app.streams(12).await?;
@@ -47,10 +47,7 @@ async fn a_setting_that_cannot_be_used_is_named_and_not_repeated() -> Result<()>
         ("turn_timeout", "sometimes"),
         ("comment_interval", "17 fortnights"),
     ] {
-        let app = TestApp::on(Backend::Sqlite)
-            .variable(name, value)
-            .start()
-            .await?;
+        let app = TestApp::with(Backend::Sqlite, name, value).await?;
         let error = app.prompt("app", "Hi").await?.error(500).await?;
         ensure!(
             error.contains(name) && !error.contains(value),

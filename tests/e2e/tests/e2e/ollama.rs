@@ -16,10 +16,7 @@ fn only_error(events: &[Event]) -> Result<(&str, &str)> {
 
 /// Ollama sends `par`, `tial` and fails: that much is stored, and the conversation goes on with it.
 async fn keeps_what_was_shown(backend: Backend, script: Script, code: &str) -> Result<()> {
-    let app = TestApp::on(backend)
-        .variable("ollama_idle_timeout", "500ms")
-        .start()
-        .await?;
+    let app = TestApp::with(backend, "ollama_idle_timeout", "500ms").await?;
     app.ollama.push(script);
     let events = app.ask("app", "Hi").await?;
     assert_eq!(
@@ -33,8 +30,7 @@ async fn keeps_what_was_shown(backend: Backend, script: Script, code: &str) -> R
         ("assistant", "partial", "partial")
     );
 
-    app.ollama.push(Script::reply(["ok"]));
-    app.ask("app", "Go on").await?;
+    app.turn("app", "Go on", "ok").await?;
     let sent = app.sent_to_ollama(2).await?;
     assert_eq!(
         sent,
@@ -77,7 +73,7 @@ on_both_stores! {
 
     async fn nobody_at_ollamas_address_is_told_and_the_prompt_is_kept(backend: Backend) -> Result<()> {
         let refused = Refused::new()?;
-        let app = TestApp::on(backend).variable("ollama_url", refused.url()).start().await?;
+        let app = TestApp::with(backend, "ollama_url", refused.url()).await?;
         let events = app.ask("app", "Hi").await?;
         assert_eq!(only_error(&events)?.0, "ollama_unreachable");
         assert_eq!(app.conversation("app").await?, messages(&[("user", "Hi")]));
@@ -97,13 +93,13 @@ on_both_stores! {
     }
 
     async fn a_host_that_nobody_knows_is_told(backend: Backend) -> Result<()> {
-        let app = TestApp::on(backend).variable("ollama_url", "http://ollama.invalid:11434").start().await?;
+        let app = TestApp::with(backend, "ollama_url", "http://ollama.invalid:11434").await?;
         assert_eq!(only_error(&app.ask("app", "Hi").await?)?.0, "ollama_unreachable");
         Ok(())
     }
 
     async fn no_answer_is_given_up_in_time(backend: Backend) -> Result<()> {
-        let app = TestApp::on(backend).variable("ollama_first_byte_timeout", "500ms").start().await?;
+        let app = TestApp::with(backend, "ollama_first_byte_timeout", "500ms").await?;
         app.ollama.push(Script::silence());
         let events = app.ask("app", "Hi").await?;
         assert_eq!(only_error(&events)?.0, "ollama_timeout");
@@ -165,7 +161,7 @@ on_both_stores! {
     }
 
     async fn a_turn_has_an_end_however_much_ollama_says(backend: Backend) -> Result<()> {
-        let app = TestApp::on(backend).variable("turn_timeout", "1s").start().await?;
+        let app = TestApp::with(backend, "turn_timeout", "1s").await?;
         // Lines without content, as a thinking model sends them: nothing else bounds them.
         let thinking = r#"{"message":{"content":"","thinking":"hm"},"done":false}"#;
         app.ollama.push(Script::new().token("a").endless(thinking));
@@ -179,7 +175,7 @@ on_both_stores! {
     }
 
     async fn a_turn_has_an_end_however_slowly_ollama_speaks(backend: Backend) -> Result<()> {
-        let app = TestApp::on(backend).variable("turn_timeout", "1s").start().await?;
+        let app = TestApp::with(backend, "turn_timeout", "1s").await?;
         let slowly = (0..100).fold(Script::new(), |script, _| {
             script.token("a").delay(Duration::from_millis(100))
         });
@@ -215,9 +211,8 @@ async fn ollama_comes_back_and_the_conversation_goes_on() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_network_that_is_cut_in_mid_reply_is_told() -> Result<()> {
     let app = TestApp::on(Backend::Sqlite).ollama_wire().start().await?;
-    app.ollama.push(Script::new().token("partial").hang());
-    let mut events = app.stream("app", "Hi").await?;
-    events.next().await?;
+    let script = Script::new().token("partial").hang();
+    let events = app.begin("app", "Hi", script).await?;
     app.ollama_wire()?.cut();
     assert_eq!(only_error(&events.rest().await?)?.0, "ollama_broke_off");
     assert_eq!(app.rows("app").await?[1].status, "partial");

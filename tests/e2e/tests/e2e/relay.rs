@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use hyper::Method;
 use llmchat_fixtures::{Fixture, without_messages};
 use llmchat_testkit::{Backend, Event, TestApp, on_both_stores, prompt, within};
 use ollama_stand_in::{Ending, Gate, Script, wire};
@@ -21,7 +20,7 @@ async fn the_head_is_that_of_a_stream() -> Result<()> {
     app.ollama.always(Script::reply(["ok"]));
     for path in ["/llmchat/", "/llmchat"] {
         let body = prompt("app", "Hi").to_string();
-        let answer = app.client.request(Method::POST, path, body).await?;
+        let answer = app.client.request("POST", path, body).await?;
         assert_eq!(answer.status(), 200);
         assert_eq!(answer.header("content-type"), Some("text/event-stream"));
         assert_eq!(answer.header("cache-control"), Some("no-cache"));
@@ -72,10 +71,8 @@ async fn each_event_arrives_before_the_next_line_is_let_out() -> Result<()> {
 async fn done_comes_although_ollama_keeps_the_connection_open() -> Result<()> {
     let app = TestApp::start(Backend::Sqlite).await?;
     app.ollama.push(Script::reply(["ok"]).hang());
-    assert_eq!(
-        app.ask("app", "Hi").await?.last(),
-        Some(&Event::Data(wire::done()))
-    );
+    let events = app.ask("app", "Hi").await?;
+    assert_eq!(events.last(), Some(&Event::Data(wire::done())));
     Ok(())
 }
 
@@ -84,12 +81,10 @@ async fn other_fields_go_to_ollama_unchanged_and_the_app_id_does_not() -> Result
     let app = TestApp::start(Backend::Sqlite).await?;
     app.ollama.push(Script::reply(["ok"]));
     let options = r#"{ "temperature" : 0.10, "seed": 1e3, "num_ctx": 123456789012345678901 }"#;
+    let format = r#"{"type":"object","appID":"kept: it is not ours"}"#;
     let tools = r#"[{"type":"function","function":{"name":"f\u0041"}}]"#;
     let fields = [
-        (
-            "format",
-            r#"{"type":"object","appID":"kept: it is not ours"}"#,
-        ),
+        ("format", format),
         ("keep_alive", r#""5m""#),
         ("options", options),
         ("think", "true"),
@@ -126,10 +121,12 @@ async fn the_clients_host_and_origin_are_not_forwarded() -> Result<()> {
     app.ollama.push(Script::reply(["ok"]));
     let body = prompt("app", "Hi").to_string();
     let mut socket = TcpStream::connect(app.address()).await?;
-    let head = "POST /llmchat/ HTTP/1.1\r\nHost: chat.example.com\r\nOrigin: https://example.com\r\nConnection: close\r\n";
-    socket
-        .write_all(format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).as_bytes())
-        .await?;
+    let origin = "Host: chat.example.com\r\nOrigin: https://example.com";
+    let length = body.len();
+    let request = format!(
+        "POST /llmchat/ HTTP/1.1\r\n{origin}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+    );
+    socket.write_all(request.as_bytes()).await?;
     let mut answer = String::new();
     within("the answer", socket.read_to_string(&mut answer)).await??;
     assert!(answer.contains(&wire::done()), "{answer}");
@@ -176,7 +173,7 @@ on_both_stores! {
     }
 
     async fn a_line_over_the_cap_is_left_out_and_the_rest_goes_on(backend: Backend) -> Result<()> {
-        let app = TestApp::on(backend).variable("max_line_bytes", 1000).start().await?;
+        let app = TestApp::with(backend, "max_line_bytes", 1000).await?;
         let long = wire::token(&"x".repeat(1000));
         let script = Script::new().token("a").line(&long).token("b");
         // Too long in pieces, and without an end for a while.
@@ -191,7 +188,7 @@ on_both_stores! {
     }
 
     async fn a_completion_over_the_cap_is_cut_off_and_kept_as_far_as_it_was_shown(backend: Backend) -> Result<()> {
-        let app = TestApp::on(backend).variable("max_completion_bytes", 1000).start().await?;
+        let app = TestApp::with(backend, "max_completion_bytes", 1000).await?;
         app.ollama.push(Script::new().endless(wire::token("0123456789")));
         let events = app.ask("app", "Hi").await?;
         let shown: String = events.iter().filter_map(content).collect();
@@ -229,10 +226,7 @@ fn content(event: &Event) -> Option<String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_comment_breaks_the_silence() -> Result<()> {
-    let app = TestApp::on(Backend::Sqlite)
-        .variable("comment_interval", "100ms")
-        .start()
-        .await?;
+    let app = TestApp::with(Backend::Sqlite, "comment_interval", "100ms").await?;
     let (before, between) = (Gate::new(), Gate::new());
     app.ollama
         .push(Script::new().gate(&before).token("a").gate(&between).done());
@@ -257,10 +251,7 @@ async fn a_comment_breaks_the_silence() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_library_does_not_see_comments() -> Result<()> {
-    let app = TestApp::on(Backend::Sqlite)
-        .variable("comment_interval", "50ms")
-        .start()
-        .await?;
+    let app = TestApp::with(Backend::Sqlite, "comment_interval", "50ms").await?;
     let pause = Duration::from_millis(300);
     app.ollama
         .push(Script::new().delay(pause).token("a").delay(pause).done());

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use llmchat_testkit::{Backend, TestApp, messages, on_both_stores};
 use ollama_stand_in::Script;
 
@@ -15,13 +15,22 @@ const OLD_TABLE: &str = "
         ('user', 'Old prompt', '00000000-0000-0000-0000-000000000001', '2024-05-01 12:00:00+00:00', 'app'),
         ('user', 'Other', '00000000-0000-0000-0000-000000000003', '2024-05-01 12:00:00+00:00', 'other');";
 
+/// Sends prompts to this many conversations at once.
+async fn all_are_answered(app: &TestApp, count: usize) -> Result<()> {
+    let ask = async |n: usize| app.ask(&format!("app {n}"), "Hi").await;
+    let answers = futures_util::future::try_join_all((0..count).map(ask)).await?;
+    ensure!(
+        answers.iter().all(|events| events.len() == 2),
+        "{answers:?}"
+    );
+    Ok(())
+}
+
 on_both_stores! {
     async fn many_first_prompts_at_once_make_one_schema(backend: Backend) -> Result<()> {
         let app = TestApp::start(backend).await?;
         app.ollama.always(Script::reply(["ok"]));
-        let ask = async |n: usize| app.ask(&format!("app {n}"), "Hi").await;
-        let answers = futures_util::future::try_join_all((0..30).map(ask)).await?;
-        assert!(answers.iter().all(|events| events.len() == 2), "{answers:?}");
+        all_are_answered(&app, 30).await?;
         assert_eq!(app.row_count().await?, 60);
         Ok(())
     }
@@ -51,9 +60,7 @@ on_both_stores! {
         let app = TestApp::start(backend).await?;
         app.execute(OLD_TABLE).await?;
         app.ollama.always(Script::reply(["ok"]));
-        let ask = async |n: usize| app.ask(&format!("app {n}"), "Hi").await;
-        let answers = futures_util::future::try_join_all((0..20).map(ask)).await?;
-        assert!(answers.iter().all(|events| events.len() == 2), "{answers:?}");
+        all_are_answered(&app, 20).await?;
         assert_eq!(app.row_count().await?, 43);
         Ok(())
     }
@@ -107,15 +114,12 @@ async fn old_rows_without_a_text_or_with_one_id_do_not_disturb() -> Result<()> {
     .await?;
     app.ollama.push(Script::reply(["ok"]));
     assert_eq!(app.ask("app", "Hi").await?.len(), 2);
-    let sent = app.sent_to_ollama(1).await?;
-    assert_eq!(
-        sent,
-        messages(&[
-            ("user", "Old prompt"),
-            ("assistant", "Old reply"),
-            ("user", "Hi")
-        ])
-    );
+    let expected = [
+        ("user", "Old prompt"),
+        ("assistant", "Old reply"),
+        ("user", "Hi"),
+    ];
+    assert_eq!(app.sent_to_ollama(1).await?, messages(&expected));
     Ok(())
 }
 
@@ -138,10 +142,7 @@ async fn what_a_narrower_column_refuses_is_a_422() -> Result<()> {
 async fn a_role_that_may_not_create_the_table_is_told_so() -> Result<()> {
     let app = TestApp::start(Backend::Postgres).await?;
     let url = app.postgres()?.url_without_create().await?;
-    let limited = TestApp::on(Backend::Postgres)
-        .variable("database_url", url)
-        .start()
-        .await?;
+    let limited = TestApp::with(Backend::Postgres, "database_url", url).await?;
     let error = limited.prompt("app", "Hi").await?.error(500).await?;
     assert!(
         error.contains("may not create") && error.contains("migrations"),
@@ -150,8 +151,7 @@ async fn a_role_that_may_not_create_the_table_is_told_so() -> Result<()> {
     assert_eq!(limited.ollama.chats(), 0);
 
     // Once another role has created the table, that role can use it.
-    app.ollama.push(Script::reply(["ok"]));
-    app.ask("app", "Hi").await?;
+    app.turn("app", "Hi", "ok").await?;
     let role = app
         .postgres()?
         .query("SELECT rolname FROM pg_roles WHERE rolname LIKE 'limited_%' || current_database()")

@@ -12,9 +12,8 @@ on_both_stores! {
     async fn a_stop_lets_running_turns_end(backend: Backend) -> Result<()> {
         let mut app = TestApp::start(backend).await?;
         let gate = Gate::new();
-        app.ollama.push(Script::new().token("a").gate(&gate).token("b").done());
-        let mut events = app.stream("app", "Hi").await?;
-        events.next().await?;
+        let script = Script::new().token("a").gate(&gate).token("b").done();
+        let events = app.begin("app", "Hi", script).await?;
         let address = app.address();
         let (stopped, rest) = tokio::join!(within("the stop", app.stop()), async {
             // It accepts no new connections, and still runs.
@@ -31,10 +30,8 @@ on_both_stores! {
     async fn a_stop_lets_a_turn_end_whose_client_has_left(backend: Backend) -> Result<()> {
         let mut app = TestApp::start(backend).await?;
         let gate = Gate::new();
-        app.ollama.push(Script::new().token("a").gate(&gate).token("b").done());
-        let mut events = app.stream("app", "Hi").await?;
-        events.next().await?;
-        drop(events);
+        let script = Script::new().token("a").gate(&gate).token("b").done();
+        drop(app.begin("app", "Hi", script).await?);
         let address = app.address();
         let (stopped, opened) = tokio::join!(within("the stop", app.stop()), async {
             until_refused(address).await?;
@@ -49,9 +46,7 @@ on_both_stores! {
 
     async fn a_stop_cuts_what_takes_too_long_and_the_prompt_stays(backend: Backend) -> Result<()> {
         let mut app = TestApp::on(backend).drain(Duration::from_millis(300)).start().await?;
-        app.ollama.push(Script::new().token("a").hang());
-        let mut events = app.stream("app", "Hi").await?;
-        events.next().await?;
+        let events = app.begin("app", "Hi", Script::new().token("a").hang()).await?;
         assert_eq!(within("the stop", app.stop()).await?, 1);
         // Not a clean end: the client knows that something is missing.
         assert!(events.rest().await.is_err());
@@ -61,18 +56,14 @@ on_both_stores! {
 
     async fn a_crash_leaves_the_prompt_and_the_conversation_goes_on(backend: Backend) -> Result<()> {
         let mut app = TestApp::start(backend).await?;
-        app.ollama.push(Script::reply(["kept"]));
-        app.ask("app", "one").await?;
-        app.ollama.push(Script::new().token("lost").hang());
-        let mut events = app.stream("app", "two").await?;
-        events.next().await?;
+        app.turn("app", "one", "kept").await?;
+        let events = app.begin("app", "two", Script::new().token("lost").hang()).await?;
         app.crash();
         // Not a clean end: the client knows that something is missing.
         assert!(events.rest().await.is_err());
 
         app.restart().await?;
-        app.ollama.push(Script::reply(["ok"]));
-        app.ask("app", "three").await?;
+        app.turn("app", "three", "ok").await?;
         let sent = app.sent_to_ollama(3).await?;
         let expected = [("user", "one"), ("assistant", "kept"), ("user", "two"), ("user", "three")];
         assert_eq!(sent, messages(&expected));
@@ -106,9 +97,8 @@ on_both_stores! {
     async fn a_crash_while_the_reply_is_being_stored_leaves_it_once_or_not_at_all(backend: Backend) -> Result<()> {
         let mut app = TestApp::start(backend).await?;
         let gate = Gate::new();
-        app.ollama.push(Script::new().token("reply").gate(&gate).done());
-        let mut events = app.stream("app", "one").await?;
-        events.next().await?;
+        let script = Script::new().token("reply").gate(&gate).done();
+        let events = app.begin("app", "one", script).await?;
         let lock = app.lock().await?;
         gate.open();
         app.ollama_ended(1).await?;
@@ -118,8 +108,7 @@ on_both_stores! {
         lock.release().await?;
 
         app.restart().await?;
-        app.ollama.push(Script::reply(["ok"]));
-        app.ask("app", "two").await?;
+        app.turn("app", "two", "ok").await?;
         let conversation = app.conversation("app").await?;
         let without = messages(&[("user", "one"), ("user", "two"), ("assistant", "ok")]);
         let mut with = without.clone();
@@ -130,8 +119,7 @@ on_both_stores! {
 
     async fn a_stop_without_turns_is_at_once(backend: Backend) -> Result<()> {
         let mut app = TestApp::start(backend).await?;
-        app.ollama.push(Script::reply(["ok"]));
-        app.ask("app", "Hi").await?;
+        app.turn("app", "Hi", "ok").await?;
         assert_eq!(within("the stop", app.stop()).await?, 0);
         Ok(())
     }

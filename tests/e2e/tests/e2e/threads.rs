@@ -81,10 +81,7 @@ on_both_stores! {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_turn_finds_a_client_of_postgres_though_many_hang() -> Result<()> {
     const HANGING: usize = 12;
-    let app = TestApp::on(Backend::Postgres)
-        .variable("on_busy", "reject")
-        .start()
-        .await?;
+    let app = TestApp::with(Backend::Postgres, "on_busy", "reject").await?;
     app.ollama.always(Script::reply(["ok"]));
     for n in 0..HANGING {
         app.ask(&format!("app {n}"), "Hi").await?;
@@ -103,11 +100,8 @@ async fn a_turn_finds_a_client_of_postgres_though_many_hang() -> Result<()> {
             tokio::spawn(async move { client.prompt(&prompt(&format!("app {n}"), "Hi")).await })
         })
         .collect();
-    until(
-        "the hanging turns",
-        async || Ok(app.open_turns() >= HANGING),
-    )
-    .await?;
+    let all_hang = async || Ok(app.open_turns() >= HANGING);
+    until("the hanging turns", all_hang).await?;
     app.ask("another app", "Hi").await?;
     client.batch_execute("ROLLBACK").await?;
     for answer in hanging {
