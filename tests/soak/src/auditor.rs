@@ -73,6 +73,10 @@ pub(crate) struct Evidence {
     pub(crate) calls: Vec<Call>,
     /// By conversation, in order.
     pub(crate) rows: BTreeMap<usize, Vec<Row>>,
+    /// The number of rows in the table.
+    pub(crate) row_count: usize,
+    /// From this turn on, nothing fails any more.
+    pub(crate) first_closing: usize,
     /// When each host was killed.
     pub(crate) kills: Vec<(usize, Duration)>,
     /// The hosts' logs, which name a turn that failed by the id in its rows.
@@ -136,6 +140,14 @@ pub(crate) fn audit(evidence: &Evidence) -> Vec<Violation> {
         conversation.or_default().calls.push(call);
     }
     let mut violations = Vec::new();
+    let known: usize = evidence.rows.values().map(Vec::len).sum();
+    if known != evidence.row_count {
+        violations.push(Violation {
+            kind: Mixed,
+            conversation: 0,
+            what: format!("{} rows, {known} in the conversations", evidence.row_count),
+        });
+    }
     for (conversation, of_it) in conversations {
         let found = of_it.audit(conversation, evidence).into_iter();
         violations.extend(found.map(|(kind, what)| Violation {
@@ -302,6 +314,9 @@ impl Conversation<'_> {
                     report(Lost, "the reply is not stored whole");
                 }
             }
+        }
+        if id.turn >= evidence.first_closing && !seen.done {
+            report(Untrue, "nothing failed any more, but `done` did not come");
         }
         if seen.done && !matches!(seen.end, End::Clean | End::Left) {
             report(Untrue, "`done` came, but not the end of the stream");
@@ -497,9 +512,11 @@ mod tests {
         let mut evidence = Evidence {
             seen: vec![seen(0), seen(1)],
             calls: vec![call(0, &rows[..1]), call(1, &rows[..3])],
+            first_closing: 2,
             ..Evidence::default()
         };
         change(&mut evidence, &mut rows);
+        evidence.row_count += rows.len();
         evidence.rows.insert(1, rows);
         let violations = audit(&evidence);
         let kinds: BTreeSet<_> = violations.iter().map(|found| found.kind).collect();
@@ -629,6 +646,20 @@ mod tests {
                 [Mixed]
             );
         }
+    }
+
+    #[test]
+    fn a_row_of_no_conversation_is_mixed() {
+        assert_eq!(found(|e, _| e.row_count = 1), [Mixed]);
+    }
+
+    #[test]
+    fn an_error_after_the_faults_is_untrue() {
+        let failed = found(|e, rows| {
+            failed(e, rows, "ollama_broke_off");
+            e.first_closing = 1;
+        });
+        assert_eq!(failed, [Untrue]);
     }
 
     #[test]

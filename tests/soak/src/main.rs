@@ -13,7 +13,6 @@ mod stalled;
 mod world;
 
 use std::collections::BTreeMap;
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -23,7 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 
-use auditor::{End, Evidence, Kind, Seen, Violation};
+use auditor::{End, Evidence, Kind, Seen};
 use plan::{Plan, Turn};
 use world::World;
 
@@ -86,7 +85,7 @@ struct Soak {
 }
 
 #[tokio::main]
-async fn main() -> ExitCode {
+async fn main() -> Result<()> {
     let cli = Cli::parse();
     let work = async {
         match cli.other {
@@ -94,17 +93,10 @@ async fn main() -> ExitCode {
             None => cli.soak.run().await,
         }
     };
-    let result = tokio::select! {
+    tokio::select! {
         result = work => result,
         // Dropping the work ends the hosts too.
         stopped = stop_signal() => stopped.and_then(|()| bail!("stopped")),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
     }
 }
 
@@ -177,19 +169,18 @@ impl Soak {
         let limit = Duration::from_secs(600);
         seen.extend(self.converse(&world, limit, closing).await?);
         world.stop().await?;
-        let (rows, total) = world.rows().await?;
+        let (rows, row_count) = world.rows().await?;
         let evidence = Evidence {
             seen,
             calls: world.calls().await?,
             rows,
+            row_count,
+            first_closing: plan.turns,
             kills: world.history().kills.clone(),
             log: world.log()?,
             leaving_cancels: self.on_disconnect == "cancel",
         };
-        let mut violations = auditor::audit(&evidence);
-        violations.extend(strays(&evidence, total));
-        violations.extend(unanswered(&evidence, plan.turns));
-        report(&world, &evidence, elapsed, total, &violations)
+        report(&world, &evidence, elapsed)
     }
 
     /// All conversations, at most `at_once` at a time, until the limit.
@@ -233,37 +224,8 @@ async fn converse(
     Ok(all)
 }
 
-/// Rows that are in no conversation.
-fn strays(evidence: &Evidence, total: usize) -> Option<Violation> {
-    let known: usize = evidence.rows.values().map(Vec::len).sum();
-    (known != total).then(|| Violation {
-        kind: Kind::Mixed,
-        conversation: 0,
-        what: format!("{total} rows in all, {known} in the conversations"),
-    })
-}
-
-/// Closing prompts that were not answered in full, though nothing failed any more.
-fn unanswered(evidence: &Evidence, first_closing: usize) -> impl Iterator<Item = Violation> {
-    let closing = evidence
-        .seen
-        .iter()
-        .filter(move |seen| seen.turn.id.turn >= first_closing);
-    closing.filter(|seen| !seen.done).map(|seen| Violation {
-        kind: Kind::Untrue,
-        conversation: seen.turn.id.conversation,
-        what: format!("nothing failed any more, and the closing prompt was not answered: {seen:?}"),
-    })
-}
-
-/// Prints what happened; an error if there was a violation.
-fn report(
-    world: &World,
-    evidence: &Evidence,
-    elapsed: Duration,
-    total: usize,
-    violations: &[Violation],
-) -> Result<()> {
+/// Prints what happened, and what the auditor finds; an error if that is a violation.
+fn report(world: &World, evidence: &Evidence, elapsed: Duration) -> Result<()> {
     let mut ends: BTreeMap<String, usize> = BTreeMap::new();
     for seen in &evidence.seen {
         let end = match &seen.end {
@@ -277,11 +239,12 @@ fn report(
         *ends.entry(end).or_default() += 1;
     }
     println!(
-        "\n{} turns in {} conversations, {:.0} s; {} calls of Ollama; {total} rows",
+        "\n{} turns in {} conversations, {:.0} s; {} calls of Ollama; {} rows",
         evidence.seen.len(),
         world.plan.conversations,
         elapsed.as_secs_f64(),
         evidence.calls.len(),
+        evidence.row_count,
     );
     println!("\nWhat clients saw");
     for (end, count) in &ends {
@@ -291,6 +254,7 @@ fn report(
     for (fault, count) in &world.history().faults {
         println!("  {count:>6}  {fault}");
     }
+    let violations = auditor::audit(evidence);
     println!("\nAuditor");
     for kind in Kind::ALL {
         let of_kind = violations.iter().filter(|found| found.kind == kind);
