@@ -41,8 +41,7 @@ impl Client {
         Self { address }
     }
 
-    /// The server's address.
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 

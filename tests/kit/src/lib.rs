@@ -34,26 +34,16 @@ pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> Result<T>
     done.map_err(|_| anyhow!("still waiting after {LONG:?}: {what}"))
 }
 
-/// Polls until `probe` returns a value. For conditions that nobody announces, such as a row that
-/// another process wrote.
-pub async fn eventually<T>(
-    what: &str,
-    mut probe: impl AsyncFnMut() -> Result<Option<T>>,
-) -> Result<T> {
+/// Polls until `condition` holds. For what nobody announces, such as a row that another process
+/// wrote.
+pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
     within(what, async {
-        loop {
-            if let Some(found) = probe().await? {
-                return Ok(found);
-            }
+        while !condition().await? {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+        Ok(())
     })
     .await?
-}
-
-/// Polls until `condition` holds.
-pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
-    eventually(what, async || Ok(condition().await?.then_some(()))).await
 }
 
 /// Waits until a server no longer accepts connections.

@@ -1,7 +1,7 @@
 //! The compiled component in the host, from the client's socket to the database's rows.
 //!
-//! Each test has a program, a database and an Ollama of its own; where the store matters it runs
-//! on both. All wait for conditions, none for time to pass, unless time is what it is about.
+//! Each test has its own program, database and Ollama; where the store matters it runs on both. Tests
+//! wait for conditions, and let time pass only where time is what they are about.
 
 #![allow(
     clippy::indexing_slicing,
