@@ -150,7 +150,7 @@ async fn a_role_that_may_not_create_the_table_is_told_so() -> Result<()> {
     );
     assert_eq!(limited.ollama.chats(), 0);
 
-    // Once another role has created the table, that role can use it.
+    // Once another role has created the table, the limited one can use it.
     app.turn("app", "Hi", "ok").await?;
     let role = app
         .postgres()?
