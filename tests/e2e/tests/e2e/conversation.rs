@@ -188,6 +188,32 @@ on_both_stores! {
         Ok(())
     }
 
+    async fn messages_are_the_same_json_whether_the_component_or_the_database_writes_it(backend: Backend) -> Result<()> {
+        let app = TestApp::start(backend).await?;
+        app.ollama.always(Script::reply(["ok"]));
+        let control: String = ('\u{1}'..='\u{1f}').collect();
+        let texts = [
+            "user", "\"", "\\", "\\\"", "\\u0041 \\n", "\"}],[{", "null", "/", "<&'>", "%s $1 ?1",
+            "\u{7f}\u{80}\u{a0}\u{2028}\u{2029}\u{fffd}\u{feff}", "日本 👩‍👩‍👧‍👦 \u{10ffff}", &control,
+        ];
+        let messages: Vec<_> = texts.iter().map(|text| json!({"role": text, "content": text})).collect();
+        let sent = async |nth, messages: serde_json::Value| -> Result<serde_json::Value> {
+            let body = json!({"appID": "app", "model": "m", "messages": messages});
+            app.client.prompt(&body).await?.read().await?;
+            Ok(app.ollama.chat(nth).await.request().json()?["messages"].take())
+        };
+        let reply = json!({"role": "assistant", "content": "ok"});
+        let next = json!({"role": "user", "content": "next"});
+        // A new prompt is written by the component, ...
+        assert_eq!(sent(1, json!(messages)).await?, json!(messages));
+        // ... the past by the database, ...
+        let past = [messages, vec![reply.clone(), next.clone()]].concat();
+        assert_eq!(sent(2, json!([next])).await?, json!(past));
+        // ... and a conversation without a new prompt by the component again, row by row.
+        assert_eq!(sent(3, json!([])).await?, json!([past, vec![reply]].concat()));
+        Ok(())
+    }
+
     async fn white_space_collapses_in_what_is_stored_and_not_in_what_is_streamed(backend: Backend) -> Result<()> {
         let app = TestApp::start(backend).await?;
         let tokens = ["Two ", " \n", "\n\tlines", "\u{3000}here"];
