@@ -1,6 +1,5 @@
-//! What came in and what became of it: the test's view of one request and its answer.
+//! What a test sees of one request and its answer.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -12,18 +11,18 @@ use tokio::sync::watch;
 /// A request as it was received.
 #[derive(Debug)]
 pub struct Request {
-    /// `POST`
+    /// The method, such as `POST`.
     pub method: String,
-    /// `/api/chat`
+    /// The request target, such as `/api/chat`.
     pub path: String,
-    /// Names in lower case, in the order in which they came.
-    pub headers: Vec<(String, String)>,
-    /// The body, whole, its transfer coding undone.
+    /// The whole body, its transfer coding removed.
     pub body: Bytes,
+    /// With names in lower case.
+    pub(crate) headers: Vec<(String, String)>,
 }
 
 impl Request {
-    /// The first header of this name (in lower case).
+    /// The first header with this name (in lower case).
     pub fn header(&self, name: &str) -> Option<&str> {
         let found = self.headers.iter().find(|(header, _)| header == name);
         found.map(|(_, value)| value.as_str())
@@ -34,102 +33,72 @@ impl Request {
         serde_json::from_slice(&self.body).context("the request's body is no JSON")
     }
 
-    /// The conversation that was sent: `(role, content)` a message.
+    /// The conversation: the role and content of each message.
     pub fn messages(&self) -> anyhow::Result<Vec<(String, String)>> {
+        let text = |message: &Value, field| Some(message.get(field)?.as_str()?.to_owned());
+        let pair = |message| Some((text(message, "role")?, text(message, "content")?));
         let body = self.json()?;
         let messages = body.get("messages").and_then(Value::as_array);
-        let text = |message: &Value, field| {
-            let value = message.get(field).and_then(Value::as_str);
-            value
-                .map(str::to_owned)
-                .with_context(|| format!("a message without {field}"))
-        };
-        messages
-            .context("no messages in the request")?
-            .iter()
-            .map(|message| Ok((text(message, "role")?, text(message, "content")?)))
-            .collect()
+        let pairs = messages.and_then(|messages| messages.iter().map(pair).collect());
+        pairs.context("a request without messages, or one of them without role or content")
     }
 }
 
 /// How an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// Every step was done.
+    /// All of it was sent.
     Complete,
-    /// The client closed the connection before that.
+    /// The client closed the connection first.
     ClientLeft,
-    /// The script closed or cut the connection.
+    /// The script closed or reset the connection.
     BrokenOff,
     /// The stand-in was stopped.
     Stopped,
 }
 
-/// A request and the progress of its answer. Clones are views of one exchange.
-#[derive(Clone, Debug)]
-pub struct Exchange {
-    inner: Arc<Inner>,
-}
-
+/// A request and the progress of its answer.
 #[derive(Debug)]
-struct Inner {
+pub struct Exchange {
     request: Request,
-    connection: u64,
-    bytes: AtomicU64,
-    chunks: AtomicU64,
+    bytes_sent: AtomicU64,
     ending: watch::Sender<Option<Ending>>,
 }
 
 impl Exchange {
-    pub(crate) fn new(request: Request, connection: u64) -> Self {
+    pub(crate) fn new(request: Request) -> Self {
         Self {
-            inner: Arc::new(Inner {
-                request,
-                connection,
-                bytes: AtomicU64::new(0),
-                chunks: AtomicU64::new(0),
-                ending: watch::Sender::new(None),
-            }),
+            request,
+            bytes_sent: AtomicU64::new(0),
+            ending: watch::Sender::default(),
         }
     }
 
-    /// What was asked.
+    /// The request.
     pub fn request(&self) -> &Request {
-        &self.inner.request
-    }
-
-    /// The number of the connection that it came by, counted from 1.
-    pub fn connection(&self) -> u64 {
-        self.inner.connection
+        &self.request
     }
 
     /// Bytes of the answer that the socket has accepted.
     pub fn bytes_sent(&self) -> u64 {
-        self.inner.bytes.load(Ordering::Relaxed)
+        self.bytes_sent.load(Ordering::Relaxed)
     }
 
-    /// Chunks (a scripted line is one) that the socket has accepted whole.
-    pub fn chunks_sent(&self) -> u64 {
-        self.inner.chunks.load(Ordering::Relaxed)
-    }
-
-    /// How it ended, once it has.
+    /// Waits for the end of the answer.
     pub async fn ended(&self) -> Ending {
-        let mut ending = self.inner.ending.subscribe();
-        let ended = ending.wait_for(Option::is_some).await;
-        ended
-            .ok()
-            .and_then(|ending| *ending)
-            .unwrap_or(Ending::Stopped)
+        let mut ending = self.ending.subscribe();
+        // The sender lives as long as `self`: waiting cannot fail.
+        let _ = ending.wait_for(Option::is_some).await;
+        self.ending().unwrap_or(Ending::Stopped)
     }
 
-    /// How it ended, `None` while it is going on.
+    /// How the answer ended, `None` while it is in progress.
     pub fn ending(&self) -> Option<Ending> {
-        *self.inner.ending.borrow()
+        *self.ending.borrow()
     }
 
-    /// Returns once something was sent and then, for this long, the socket took nothing more; the
-    /// number of bytes that it had taken. Who reads slowly makes it stand still.
+    /// Waits until something was sent and the socket then accepted nothing for `quiet`, as happens
+    /// when the client stops reading. Returns the bytes sent.
     pub async fn stalled(&self, quiet: Duration) -> u64 {
         loop {
             let before = self.bytes_sent();
@@ -141,18 +110,12 @@ impl Exchange {
     }
 
     pub(crate) fn sent(&self, bytes: usize) {
-        self.inner.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.bytes_sent.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    pub(crate) fn sent_chunks(&self, chunks: usize) {
-        self.inner
-            .chunks
-            .fetch_add(chunks as u64, Ordering::Relaxed);
-    }
-
-    /// The first ending counts.
+    /// Sets the ending, unless there is one.
     pub(crate) fn end(&self, ending: Ending) {
-        self.inner.ending.send_if_modified(|known| {
+        self.ending.send_if_modified(|known| {
             let first = known.is_none();
             known.get_or_insert(ending);
             first

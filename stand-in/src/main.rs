@@ -1,4 +1,4 @@
-//! The stand-in for Ollama as a program, for those who run llmchat with Spin and have no model.
+//! The stand-in for Ollama as a program, for running llmchat on Spin without a model.
 
 use std::net::SocketAddr;
 
@@ -9,15 +9,15 @@ use ollama_stand_in::{Config, Server};
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// Where to listen: by default where Ollama would.
+    /// The address to listen on: by default Ollama's.
     #[arg(long, default_value = "127.0.0.1:11434")]
     listen: SocketAddr,
 
-    /// Tokens a second; 0 is as fast as they are taken.
+    /// Tokens per second; 0 is as fast as the client reads.
     #[arg(long, default_value_t = 20.0)]
     rate: f64,
 
-    /// How many tokens a reply has; by default as many as it takes to say what it is.
+    /// Tokens per reply; by default as many as its text has.
     #[arg(long)]
     tokens: Option<usize>,
 }
@@ -29,12 +29,9 @@ async fn main() -> anyhow::Result<()> {
         listen: arguments.listen,
         rate: (arguments.rate > 0.0).then_some(arguments.rate),
         tokens: arguments.tokens,
-        ..Config::default()
     })
     .await?;
-    println!(
-        "The stand-in for Ollama listens on {}; no model is behind it.",
-        server.url()
-    );
-    server.run().await
+    let url = server.url();
+    println!("The stand-in for Ollama listens on {url}; no model is behind it.");
+    std::future::pending().await
 }

@@ -1,36 +1,26 @@
-//! What the stand-in says by itself: Ollama's endpoints, and a reply that nobody could take for a
-//! model's.
+//! Ollama's endpoints, and the built-in reply, which nobody could take for a model's.
 
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use anyhow::{bail, ensure};
 use serde_json::{Value, json};
 
 use crate::exchange::Request;
-use crate::wire::{self, LineStart, Metrics};
-use crate::{Config, http};
+use crate::http;
+use crate::server::Config;
+use crate::wire;
 
-/// What to do with a request.
-pub(crate) enum Answer {
-    /// An answer in one piece.
-    Whole {
-        status: u16,
-        content_type: Option<&'static str>,
-        body: String,
-    },
-    /// `POST /api/chat`
-    Chat,
-}
+/// The answer to any request but a chat request (`POST /api/chat`), which has `None`.
+pub(crate) fn route(request: &Request, config: &Config) -> Option<Vec<u8>> {
+    const JSON: Option<&str> = Some(wire::JSON);
+    const TEXT: Option<&str> = Some("text/plain; charset=utf-8");
+    const GREETING: &str = "This is a stand-in for Ollama: no model is here";
+    const NOT_ALLOWED: &str = "405 method not allowed";
 
-const JSON: Option<&str> = Some("application/json; charset=utf-8");
-const TEXT: Option<&str> = Some("text/plain; charset=utf-8");
-
-/// Ollama's routes and its checks of who asks.
-pub(crate) fn route(request: &Request, config: &Config) -> Answer {
-    let whole = |status, content_type, body: &str| Answer::Whole {
-        status,
-        content_type,
-        body: body.to_owned(),
+    let answer = |status, content_type, body: &str| match request.method.as_str() {
+        "HEAD" => Some(http::head(status, content_type, Some(body.len()))),
+        _ => Some(http::whole(status, content_type, body.as_bytes())),
     };
     let foreign_host = request.header("host").is_none_or(|host| !is_local(host));
     let foreign_origin = request.header("origin").is_some_and(|origin| {
@@ -38,25 +28,21 @@ pub(crate) fn route(request: &Request, config: &Config) -> Answer {
         !is_local(host)
     });
     if config.listen.ip().is_loopback() && foreign_host || foreign_origin {
-        return whole(403, None, "");
+        return answer(403, None, "");
     }
     let path = request.path.split('?').next().unwrap_or_default();
     match (request.method.as_str(), path) {
-        ("POST", "/api/chat") => Answer::Chat,
-        ("GET" | "HEAD", "/") => {
-            whole(200, TEXT, "This is a stand-in for Ollama: no model is here")
-        }
-        ("GET" | "HEAD", "/api/version") => whole(
-            200,
-            JSON,
-            &json!({"version": concat!(env!("CARGO_PKG_VERSION"), "-stand-in")}).to_string(),
-        ),
-        ("GET" | "HEAD", "/api/tags") => whole(200, JSON, &tags()),
-        (_, "/" | "/api/chat" | "/api/version" | "/api/tags") => {
-            whole(405, TEXT, "405 method not allowed")
-        }
-        _ => whole(404, TEXT, "404 page not found"),
+        ("POST", "/api/chat") => None,
+        ("GET" | "HEAD", "/") => answer(200, TEXT, GREETING),
+        ("GET" | "HEAD", "/api/version") => answer(200, JSON, &version()),
+        ("GET" | "HEAD", "/api/tags") => answer(200, JSON, &tags()),
+        (_, "/" | "/api/chat" | "/api/version" | "/api/tags") => answer(405, TEXT, NOT_ALLOWED),
+        _ => answer(404, TEXT, "404 page not found"),
     }
+}
+
+fn version() -> String {
+    json!({"version": concat!(env!("CARGO_PKG_VERSION"), "-stand-in")}).to_string()
 }
 
 fn tags() -> String {
@@ -71,117 +57,75 @@ fn tags() -> String {
     json!({ "models": [model] }).to_string()
 }
 
-/// As Ollama: what is loopback, private or a name of this machine's own may ask.
+/// Whether Ollama takes this `Host` or `Origin` for its own network: loopback and private
+/// addresses, and local names.
 fn is_local(host: &str) -> bool {
+    const SUFFIXES: [&str; 3] = [".localhost", ".local", ".internal"];
     let name = match host.strip_prefix('[') {
-        Some(six) => six.split(']').next().unwrap_or_default(),
+        Some(v6) => v6.split(']').next().unwrap_or_default(),
         None => host.split(':').next().unwrap_or_default(),
     };
     match name.parse() {
         Ok(IpAddr::V4(ip)) => ip.is_loopback() || ip.is_private() || ip.is_unspecified(),
         Ok(IpAddr::V6(ip)) => ip.is_loopback() || ip.is_unspecified(),
-        Err(_) => {
-            name == "localhost"
-                || [".localhost", ".local", ".internal"]
-                    .iter()
-                    .any(|end| name.ends_with(end))
-        }
+        Err(_) if name == "localhost" => true,
+        Err(_) => SUFFIXES.iter().any(|suffix| name.ends_with(suffix)),
     }
 }
 
-/// A reply that is about to be streamed.
+/// The built-in reply to one chat request.
 pub(crate) struct Reply {
+    /// Escaped, like the tokens, so that streaming is copying.
     pub(crate) model: String,
-    /// As JSON strings, so that streaming is copying.
     pub(crate) tokens: Vec<String>,
     pub(crate) stream: bool,
-    prompt_tokens: usize,
-    started: Instant,
-    /// `load` where there was nothing to answer, and then no token.
+    /// `load` for a request without messages, whose reply has no tokens.
     reason: &'static str,
+    started: Instant,
+    prompt_tokens: usize,
 }
 
 impl Reply {
-    /// The stand-in's own reply to a chat request; `Err` has a status and words.
-    pub(crate) fn to(body: &[u8], tokens: Option<usize>) -> Result<Self, (u16, String)> {
-        let refuse = |words: &str| (400, words.to_owned());
-        if body.is_empty() {
-            return Err(refuse("missing request body"));
-        }
-        let body: Value =
-            serde_json::from_slice(body).map_err(|error| refuse(&error.to_string()))?;
-        let model = body
-            .get("model")
-            .and_then(Value::as_str)
-            .unwrap_or_default();
-        if model.is_empty() {
-            return Err(refuse("model is required"));
-        }
+    /// Replies to the body of a chat request, in `count` tokens. An error is for the client.
+    pub(crate) fn to(body: &[u8], count: Option<usize>) -> anyhow::Result<Self> {
+        ensure!(!body.is_empty(), "missing request body");
+        let body: Value = serde_json::from_slice(body)?;
+        let model = text(&body, "model");
+        ensure!(!model.is_empty(), "model is required");
         let messages = match body.get("messages") {
             None | Some(Value::Null) => &[],
             Some(Value::Array(messages)) => messages.as_slice(),
-            Some(_) => return Err(refuse("messages is no array")),
+            Some(_) => bail!("messages is no array"),
         };
-        let content = |message: &Value| {
-            let content = message.get("content").and_then(Value::as_str);
-            content.unwrap_or_default().to_owned()
-        };
-        let text = messages
-            .last()
-            .map(|last| speech(messages.len(), &content(last)));
-        let prompt_tokens = messages
-            .iter()
-            .map(|m| content(m).split_whitespace().count())
-            .sum();
+        let contents: Vec<_> = messages.iter().map(|m| text(m, "content")).collect();
+        let words = contents.iter().flat_map(|text| text.split_whitespace());
+        let reply = contents.last().map(|last| speech(contents.len(), last));
+        let stream = body.get("stream").and_then(Value::as_bool).unwrap_or(true);
         Ok(Self {
-            model: model.to_owned(),
-            reason: if text.is_some() { "stop" } else { "load" },
-            stream: text.is_some() && body.get("stream").and_then(Value::as_bool).unwrap_or(true),
-            tokens: text.map_or_else(Vec::new, |text| tokenize(&text, tokens)),
-            prompt_tokens,
+            model: wire::escape(model),
+            stream: stream && reply.is_some(),
+            prompt_tokens: words.count(),
+            reason: if reply.is_some() { "stop" } else { "load" },
+            tokens: reply.map_or_else(Vec::new, |text| tokenize(&text, count)),
             started: Instant::now(),
         })
     }
 
-    /// All of it as the one object of `"stream": false`.
-    pub(crate) fn whole(&self) -> String {
-        let texts = self
-            .tokens
-            .iter()
-            .map(|token| serde_json::from_str::<String>(token));
-        let content: String = texts.map(Result::unwrap_or_default).collect();
-        self.last(&content)
-    }
-
-    /// The last line of the stream, framed, and what ends the body.
-    pub(crate) fn end(&self) -> Vec<u8> {
-        let line = self.last("");
-        let mut out = Vec::with_capacity(line.len() + 32);
-        http::open_chunk(&mut out, line.len() + 1);
-        out.extend_from_slice(line.as_bytes());
-        out.extend_from_slice(b"\n\r\n");
-        out.extend_from_slice(http::LAST_CHUNK);
-        out
-    }
-
-    fn last(&self, content: &str) -> String {
-        let metrics = Metrics {
-            total: self.started.elapsed().max(Duration::from_nanos(4)),
-            prompt_tokens: self.prompt_tokens,
-            tokens: self.tokens.len(),
-        };
-        metrics.last_line(&self.model, &wire::now(), content, self.reason)
+    /// The last line of a stream (without content), or the one object of `"stream": false`.
+    pub(crate) fn last_line(&self, content: &str) -> String {
+        let (took, tokens) = (self.started.elapsed(), self.tokens.len());
+        let done = wire::finish(self.reason, took, self.prompt_tokens, tokens);
+        wire::line(&self.model, &wire::now(), content, &done).concat()
     }
 }
 
-/// Appends one line as one chunk.
-pub(crate) fn push_token(out: &mut Vec<u8>, start: &LineStart, created_at: &str, token: &str) {
-    http::open_chunk(out, start.line_len(token.len()) + 1);
-    start.write(out, created_at.as_bytes(), token);
-    out.extend_from_slice(b"\n\r\n");
+/// A field's text; like Go's zero value, it is empty where there is none.
+fn text<'a>(object: &'a Value, field: &str) -> &'a str {
+    let text = object.get(field).and_then(Value::as_str);
+    text.unwrap_or_default()
 }
 
-/// It shows how much of the conversation arrived, and that no model read it.
+/// Shows how much of the conversation arrived, and that no model read it.
 fn speech(messages: usize, last: &str) -> String {
     let plural = if messages == 1 { "" } else { "s" };
     let mut quoted: String = last.chars().take(200).collect();
@@ -194,27 +138,24 @@ fn speech(messages: usize, last: &str) -> String {
     )
 }
 
-/// Cuts a text into pieces of a model's size: words with the space before them, long ones in two.
-/// Repeats or shortens it to `count` tokens.
+/// Cuts a text into escaped tokens of a model's size: words with the space before them, long ones
+/// in pieces. With a count it repeats or shortens the text to that many tokens.
 fn tokenize(text: &str, count: Option<usize>) -> Vec<String> {
-    let mut pieces = Vec::new();
-    let mut piece = String::new();
+    let mut tokens = Vec::new();
+    let mut token = String::new();
     for character in text.chars() {
-        if !piece.is_empty() && (character == ' ' || piece.chars().count() >= 6) {
-            pieces.push(wire::json_string(&std::mem::take(&mut piece)));
+        if !token.is_empty() && (character == ' ' || token.chars().count() >= 6) {
+            tokens.push(wire::escape(&token));
+            token.clear();
         }
-        piece.push(character);
+        token.push(character);
     }
-    pieces.push(wire::json_string(&piece));
-    match count {
-        None => pieces,
-        Some(count) => {
-            let again = std::iter::once("\" And\"".to_owned())
-                .chain(pieces.clone())
-                .cycle();
-            pieces.into_iter().chain(again).take(count).collect()
-        }
+    tokens.push(wire::escape(&token));
+    if let Some(count) = count {
+        tokens.push(" And".to_owned());
+        tokens = tokens.into_iter().cycle().take(count).collect();
     }
+    tokens
 }
 
 #[cfg(test)]
@@ -222,53 +163,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_reply_says_that_no_model_is_there_and_what_it_was_sent() {
-        let body = json!({"model": "m", "messages": [
-            {"role": "user", "content": "One"},
-            {"role": "assistant", "content": "Two"},
-            {"role": "user", "content": "Three, »please«"},
-        ]});
-        let reply = Reply::to(body.to_string().as_bytes(), None).ok();
-        let whole: Value =
-            serde_json::from_str(&reply.map(|r| r.whole()).unwrap_or_default()).unwrap_or_default();
-        assert_eq!(
-            whole.pointer("/message/content").and_then(Value::as_str),
-            Some(
-                "I am the stand-in for Ollama: no model is behind these words. \
-                 Your conversation has 3 messages; the last one was: Three, »please«"
-            )
-        );
-    }
-
-    #[test]
-    fn a_reply_has_as_many_tokens_as_asked_for() {
+    fn a_reply_has_as_many_tokens_as_configured() {
         for count in [0, 1, 5, 2_000] {
-            assert_eq!(
-                tokenize("Some words and a quite-long-one", Some(count)).len(),
-                count
-            );
+            let tokens = tokenize("Some words and a quite-long-one", Some(count));
+            assert_eq!(tokens.len(), count);
         }
     }
 
     #[test]
-    fn only_this_machines_names_may_ask() {
-        for host in [
-            "localhost",
-            "localhost:11434",
-            "127.0.0.1:1",
-            "[::1]:80",
-            "box.local",
-            "10.1.2.3",
-        ] {
+    fn only_local_names_and_addresses_are_accepted() {
+        let local = "localhost localhost:11434 127.0.0.1:1 [::1]:80 box.local 10.1.2.3";
+        for host in local.split(' ') {
             assert!(is_local(host), "{host}");
         }
-        for host in [
-            "example.com",
-            "example.com:11434",
-            "8.8.8.8",
-            "localhost.example.com",
-            "",
-        ] {
+        let foreign = " example.com example.com:11434 8.8.8.8 localhost.example.com";
+        for host in foreign.split(' ') {
             assert!(!is_local(host), "{host}");
         }
     }

@@ -1,19 +1,19 @@
-//! What a test lets Ollama do: a list of steps, and the gates between them.
+//! What a test makes the stand-in answer: a list of steps, and gates at which it waits.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::wire;
+use crate::exchange::Ending;
+use crate::{http, wire};
 
-/// One answer to `POST /api/chat`, step by step. It ends cleanly unless its last step says
+/// One answer to `POST /api/chat`, step by step. The body ends cleanly unless the last step says
 /// otherwise.
 ///
-/// Like Ollama, it sends no head before there is something of the body to send with it, unless a
-/// step asks for one.
+/// Like Ollama's, its head leaves together with the first bytes of the body, unless a step sends
+/// one before.
 #[derive(Clone, Debug, Default)]
 pub struct Script {
     pub(crate) steps: Vec<Step>,
@@ -21,22 +21,15 @@ pub struct Script {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
-    Head {
-        status: u16,
-        content_type: String,
-    },
-    Whole {
-        status: u16,
-        content_type: String,
-        body: Bytes,
-    },
     Chunk(Bytes),
+    /// Bytes as they are, instead of the usual head or between the chunks.
     Raw(Bytes),
     Gate(Gate),
     Delay(Duration),
+    /// One chunk, repeated.
     Endless(Bytes),
-    Hang,
-    BreakOff,
+    /// Ends the answer without a last chunk.
+    End(Ending),
     Reset,
 }
 
@@ -46,40 +39,30 @@ impl Script {
         Self::default()
     }
 
-    /// A whole reply: a line a token, and the last line.
+    /// A complete reply: one line per token, and the last line.
     pub fn reply<T: AsRef<str>>(tokens: impl IntoIterator<Item = T>) -> Self {
         Self::new().tokens(tokens).done()
     }
 
-    /// A refusal before the first line, in Ollama's form: a status and `{"error": words}`.
-    pub fn refuse(status: u16, words: &str) -> Self {
-        Self::body(
-            status,
-            "application/json; charset=utf-8",
-            wire::error(words),
-        )
+    /// A refusal in Ollama's form: a status and `{"error": message}`.
+    pub fn refuse(status: u16, message: &str) -> Self {
+        Self::body(status, wire::JSON, wire::error(message))
     }
 
-    /// One body in one piece, with its status and length: what `"stream": false` gives, or anything.
+    /// A status and a body with its length, such as the answer to `"stream": false`.
     pub fn body(status: u16, content_type: &str, body: impl Into<Bytes>) -> Self {
-        Self::new().step(Step::Whole {
-            status,
-            content_type: content_type.to_owned(),
-            body: body.into(),
-        })
+        let answer = http::whole(status, Some(content_type), &body.into());
+        Self::new().raw(answer).step(Step::End(Ending::Complete))
     }
 
-    /// No answer at all, for as long as the client stays.
+    /// No answer for as long as the client stays.
     pub fn silence() -> Self {
         Self::new().hang()
     }
 
-    /// Sends the head now, before there is any body.
+    /// Sends the head now, before any of the body.
     pub fn head(self, status: u16, content_type: &str) -> Self {
-        self.step(Step::Head {
-            status,
-            content_type: content_type.to_owned(),
-        })
+        self.raw(http::head(status, Some(content_type), None))
     }
 
     /// One line of a reply.
@@ -87,7 +70,7 @@ impl Script {
         self.line(wire::token(content))
     }
 
-    /// A line each.
+    /// One line per token.
     pub fn tokens<T: AsRef<str>>(self, contents: impl IntoIterator<Item = T>) -> Self {
         contents
             .into_iter()
@@ -99,22 +82,17 @@ impl Script {
         self.line(wire::done())
     }
 
-    /// Any line; its newline is added.
+    /// Any line, without its newline.
     pub fn line(self, line: impl AsRef<[u8]>) -> Self {
         self.bytes([line.as_ref(), b"\n"].concat())
     }
 
-    /// A JSON value as a line.
-    pub fn json(self, value: &Value) -> Self {
-        self.line(value.to_string())
-    }
-
-    /// These bytes, as one chunk of the body and one write to the socket.
+    /// Any bytes, as one chunk of the body and one write to the socket.
     pub fn bytes(self, chunk: impl Into<Bytes>) -> Self {
         self.step(Step::Chunk(chunk.into()))
     }
 
-    /// These bytes on the socket as they are: no head, no framing of chunks.
+    /// Any bytes, written to the socket as they are: no head, no chunk.
     pub fn raw(self, bytes: impl Into<Bytes>) -> Self {
         self.step(Step::Raw(bytes.into()))
     }
@@ -124,32 +102,32 @@ impl Script {
         self.step(Step::Gate(gate.clone()))
     }
 
-    /// Waits for a time. For what is about time itself; for order, use a gate.
+    /// Waits for a time. Only for tests of timing: for order, use a gate.
     pub fn delay(self, duration: Duration) -> Self {
         self.step(Step::Delay(duration))
     }
 
-    /// Sends this line again and again until the client leaves.
+    /// Repeats a line until the client leaves.
     pub fn endless(self, line: impl AsRef<[u8]>) -> Self {
         self.step(Step::Endless([line.as_ref(), b"\n"].concat().into()))
     }
 
-    /// Sends nothing more and ends nothing, until the client leaves.
+    /// Sends nothing more and keeps the connection open until the client leaves.
     pub fn hang(self) -> Self {
-        self.step(Step::Hang)
+        self.gate(&Gate::new())
     }
 
-    /// Closes the connection in the middle of the body (a FIN without the last chunk).
+    /// Closes the connection within the body (a FIN without the last chunk).
     pub fn break_off(self) -> Self {
-        self.step(Step::BreakOff)
+        self.step(Step::End(Ending::BrokenOff))
     }
 
-    /// Cuts the connection (an RST).
+    /// Resets the connection (an RST).
     pub fn reset(self) -> Self {
         self.step(Step::Reset)
     }
 
-    /// Puts another script's steps after these.
+    /// Appends another script's steps.
     pub fn then(mut self, other: Self) -> Self {
         self.steps.extend(other.steps);
         self
@@ -161,39 +139,30 @@ impl Script {
     }
 }
 
-/// Where a script waits for the test. Clones are one gate; once open it stays open.
-#[derive(Clone, Debug)]
+/// Where scripts wait for the test. Clones are the same gate; once open it stays open.
+#[derive(Clone, Debug, Default)]
 pub struct Gate {
     open: Arc<watch::Sender<bool>>,
     waiting: Arc<watch::Sender<usize>>,
 }
 
-impl Default for Gate {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Gate {
     /// A closed gate.
     pub fn new() -> Self {
-        Self {
-            open: Arc::new(watch::Sender::new(false)),
-            waiting: Arc::new(watch::Sender::new(0)),
-        }
+        Self::default()
     }
 
-    /// Lets everybody through, from now on.
+    /// Lets every script pass from now on.
     pub fn open(&self) {
         self.open.send_replace(true);
     }
 
-    /// Returns once a script has come to the gate: all its steps before it are done.
+    /// Waits until a script is at the gate: all its steps before it are done.
     pub async fn reached(&self) {
         self.reached_by(1).await;
     }
 
-    /// Returns once this many answers have come to the gate.
+    /// Waits until this many scripts have come to the gate.
     pub async fn reached_by(&self, scripts: usize) {
         // The sender lives as long as `self`: waiting cannot fail.
         let _ = self.waiting.subscribe().wait_for(|n| *n >= scripts).await;

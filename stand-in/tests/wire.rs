@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use ollama_stand_in::{Config, Ending, Gate, Refused, Script, Server, Unresponsive, wire};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -12,40 +12,54 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 const LONG: Duration = Duration::from_secs(20);
+const CHAT: &str = "POST /api/chat";
+const LOCAL: &str = "Host: localhost\r\n";
+/// The end of a streamed answer.
+const LAST_CHUNK: &str = "\r\n0\r\n\r\n";
 
-/// Sends one request; the answer is read from what is returned.
-async fn send(
-    server: &Server,
-    method: &str,
-    path: &str,
-    body: &str,
-    headers: &str,
-) -> Result<TcpStream> {
+/// Starts a server that answers with its built-in reply.
+async fn started(rate: Option<f64>, tokens: Option<usize>) -> Result<Server> {
+    let listen = Config::default().listen;
+    Server::start(Config {
+        listen,
+        rate,
+        tokens,
+    })
+    .await
+}
+
+/// Starts a server with one script, and sends it a chat request.
+async fn scripted(script: Script) -> Result<(Server, TcpStream)> {
+    let server = Server::scripted().await?;
+    server.push(script);
+    let stream = chat(&server, &hello()).await?;
+    Ok((server, stream))
+}
+
+/// Sends a request; its answer can be read from the returned stream.
+async fn send(server: &Server, target: &str, headers: &str, body: &str) -> Result<TcpStream> {
     let mut stream = TcpStream::connect(server.address()).await?;
-    let host = if headers.contains("Host:") {
-        ""
-    } else {
-        "Host: localhost\r\n"
-    };
     let length = body.len();
-    let request = format!(
-        "{method} {path} HTTP/1.1\r\n{host}{headers}Content-Length: {length}\r\n\r\n{body}"
-    );
+    let request = format!("{target} HTTP/1.1\r\n{headers}Content-Length: {length}\r\n\r\n{body}");
     stream.write_all(request.as_bytes()).await?;
     Ok(stream)
 }
 
 async fn chat(server: &Server, body: &Value) -> Result<TcpStream> {
-    send(server, "POST", "/api/chat", &body.to_string(), "").await
+    send(server, CHAT, LOCAL, &body.to_string()).await
 }
 
-/// Reads until the text ends so.
+fn hello() -> Value {
+    json!({"model": "m", "messages": [{"role": "user", "content": "Hello"}]})
+}
+
+/// Reads until the text ends with `end`.
 async fn read_to(stream: &mut TcpStream, end: &str) -> Result<String> {
     let mut text = Vec::new();
     timeout(LONG, async {
         while !text.ends_with(end.as_bytes()) {
             let read = stream.read_buf(&mut text).await?;
-            anyhow::ensure!(read > 0, "ended after {:?}", String::from_utf8_lossy(&text));
+            ensure!(read > 0, "ended after {:?}", String::from_utf8_lossy(&text));
         }
         Ok(String::from_utf8(text)?)
     })
@@ -55,56 +69,34 @@ async fn read_to(stream: &mut TcpStream, end: &str) -> Result<String> {
 /// The objects of a chunked NDJSON answer, each of which must be a chunk of its own.
 fn lines(answer: &str) -> Result<Vec<Value>> {
     let (_, body) = answer.split_once("\r\n\r\n").context("no body")?;
-    let mut lines = Vec::new();
-    for chunk in body.trim_end().split("\r\n").collect::<Vec<_>>().chunks(2) {
-        if let [length, line] = chunk {
-            assert_eq!(usize::from_str_radix(length, 16)?, line.len());
-            lines.push(serde_json::from_str(line)?);
-        }
-    }
-    Ok(lines)
-}
-
-fn content(lines: &[Value]) -> String {
-    lines
-        .iter()
-        .filter_map(|line| line["message"]["content"].as_str())
-        .collect()
-}
-
-fn hello() -> Value {
-    json!({"model": "m", "messages": [{"role": "user", "content": "Hello"}]})
+    let parts: Vec<_> = body.trim_end().split("\r\n").collect();
+    let line = |chunk: &[&str]| {
+        assert_eq!(usize::from_str_radix(chunk[0], 16)?, chunk[1].len());
+        Ok(serde_json::from_str(chunk[1])?)
+    };
+    parts.chunks_exact(2).map(line).collect()
 }
 
 #[tokio::test]
 async fn it_streams_by_default_and_says_what_it_is() -> Result<()> {
     for rate in [None, Some(1000.0)] {
-        let server = Server::start(Config {
-            rate,
-            ..Config::default()
-        })
-        .await?;
+        let server = started(rate, None).await?;
         let mut stream = chat(&server, &hello()).await?;
-        let answer = read_to(&mut stream, "\r\n0\r\n\r\n").await?;
-        assert!(
-            answer.starts_with("HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\n"),
-            "{answer}"
-        );
+        let answer = read_to(&mut stream, LAST_CHUNK).await?;
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\n";
+        assert!(answer.starts_with(head), "{answer}");
         let lines = lines(&answer)?;
-        assert!(content(&lines).contains("no model is behind these words"));
-        assert!(
-            content(&lines).ends_with("Your conversation has 1 message; the last one was: Hello")
-        );
+        let contents = lines.iter().map(|line| &line["message"]["content"]);
+        let content: String = contents.filter_map(Value::as_str).collect();
+        assert!(content.contains("no model is behind these words"));
+        assert!(content.ends_with("Your conversation has 1 message; the last one was: Hello"));
         let last = lines.last().context("no line")?;
-        assert_eq!(
-            (&last["done"], &last["done_reason"]),
-            (&json!(true), &json!("stop"))
-        );
+        assert_eq!(last["done"], true);
+        assert_eq!(last["done_reason"], "stop");
         assert_eq!(last["eval_count"], lines.len() - 1);
         // The connection is kept: the same socket answers again.
-        stream
-            .write_all(b"GET /api/version HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            .await?;
+        let next = format!("GET /api/version HTTP/1.1\r\n{LOCAL}\r\n");
+        stream.write_all(next.as_bytes()).await?;
         read_to(&mut stream, "-stand-in\"}").await?;
     }
     Ok(())
@@ -112,84 +104,53 @@ async fn it_streams_by_default_and_says_what_it_is() -> Result<()> {
 
 #[tokio::test]
 async fn without_streaming_it_answers_one_object() -> Result<()> {
-    let server = Server::start(Config {
-        tokens: Some(3),
-        ..Config::default()
-    })
-    .await?;
-    let mut request = hello();
-    request["stream"] = json!(false);
-    let mut stream = chat(&server, &request).await?;
-    let answer = read_to(&mut stream, "}").await?;
-    assert!(
-        answer.contains("application/json") && answer.contains("\"done\":true"),
-        "{answer}"
+    let server = started(None, None).await?;
+    let messages = [
+        json!({"role": "user", "content": "One"}),
+        json!({"role": "assistant", "content": "Two"}),
+        json!({"role": "user", "content": "Three, »please«"}),
+    ];
+    let request = json!({"model": "m", "messages": messages, "stream": false});
+    let answer = read_to(&mut chat(&server, &request).await?, "}").await?;
+    assert!(answer.contains("application/json"), "{answer}");
+    let (_, body) = answer.split_once("\r\n\r\n").context("no body")?;
+    let body: Value = serde_json::from_str(body)?;
+    assert_eq!(body["done"], true);
+    assert_eq!(
+        body["message"]["content"],
+        "I am the stand-in for Ollama: no model is behind these words. \
+         Your conversation has 3 messages; the last one was: Three, »please«"
     );
     Ok(())
 }
 
 #[tokio::test]
 async fn it_refuses_as_ollama_does() -> Result<()> {
-    let server = Server::start(Config::default()).await?;
-    for (method, path, body, headers, status, words) in [
-        ("GET", "/nowhere", "", "", 404, "404 page not found"),
-        ("GET", "/api/chat", "", "", 405, "405 method not allowed"),
-        (
-            "POST",
-            "/api/chat",
-            "",
-            "",
-            400,
-            "{\"error\":\"missing request body\"}",
-        ),
-        (
-            "POST",
-            "/api/chat",
-            "{}",
-            "",
-            400,
-            "{\"error\":\"model is required\"}",
-        ),
-        (
-            "GET",
-            "/",
-            "",
-            "Host: example.com\r\n",
-            403,
-            "Content-Length: 0\r\n\r\n",
-        ),
-        (
-            "GET",
-            "/",
-            "",
-            "Origin: https://example.com\r\n",
-            403,
-            "Content-Length: 0\r\n\r\n",
-        ),
-        (
-            "GET",
-            "/",
-            "",
-            "Origin: http://localhost:3000\r\n",
-            200,
-            "no model is here",
-        ),
-    ] {
-        let mut stream = send(&server, method, path, body, headers).await?;
-        let answer = read_to(&mut stream, words).await?;
-        assert!(
-            answer.starts_with(&format!("HTTP/1.1 {status} ")),
-            "{method} {path}: {answer}"
-        );
-    }
-    Ok(())
+    let server = started(None, None).await?;
+    let check = async |target, headers: &str, body, status: u16, end| -> Result<()> {
+        let mut stream = send(&server, target, headers, body).await?;
+        let answer = read_to(&mut stream, end).await?;
+        let status = format!("HTTP/1.1 {status} ");
+        assert!(answer.starts_with(&status), "{target}: {answer}");
+        Ok(())
+    };
+    check("GET /nowhere", LOCAL, "", 404, "404 page not found").await?;
+    check("GET /api/chat", LOCAL, "", 405, "405 method not allowed").await?;
+    check(CHAT, LOCAL, "", 400, r#"{"error":"missing request body"}"#).await?;
+    check(CHAT, LOCAL, "{}", 400, r#"{"error":"model is required"}"#).await?;
+    let no_body = "Content-Length: 0\r\n\r\n";
+    check("GET /", "Host: example.com\r\n", "", 403, no_body).await?;
+    let foreign = format!("{LOCAL}Origin: https://example.com\r\n");
+    check("GET /", &foreign, "", 403, no_body).await?;
+    let local = format!("{LOCAL}Origin: http://localhost:3000\r\n");
+    check("GET /", &local, "", 200, "no model is here").await
 }
 
 #[tokio::test]
 async fn no_messages_load_the_model() -> Result<()> {
-    let server = Server::start(Config::default()).await?;
-    let mut stream = chat(&server, &json!({"model": "m", "messages": []})).await?;
-    let answer = read_to(&mut stream, "}").await?;
+    let server = started(None, None).await?;
+    let request = json!({"model": "m", "messages": []});
+    let answer = read_to(&mut chat(&server, &request).await?, "}").await?;
     assert!(answer.contains("\"done_reason\":\"load\""), "{answer}");
     Ok(())
 }
@@ -205,46 +166,39 @@ async fn a_chunked_request_is_read_whole() -> Result<()> {
         "\r\n\r\n",
     ] {
         stream.write_all(part.as_bytes()).await?;
-        stream.flush().await?;
     }
-    read_to(&mut stream, "\r\n0\r\n\r\n").await?;
+    read_to(&mut stream, LAST_CHUNK).await?;
     assert_eq!(server.chat(1).await.request().json()?, json!({"a": 1}));
     Ok(())
 }
 
 #[tokio::test]
 async fn nothing_leaves_before_the_gate_is_open_not_even_a_head() -> Result<()> {
-    let server = Server::scripted().await?;
     let gate = Gate::new();
-    server.push(Script::new().gate(&gate).token("a").done());
-    let mut stream = chat(&server, &hello()).await?;
+    let script = Script::new().gate(&gate).token("a").done();
+    let (server, mut stream) = scripted(script).await?;
     timeout(LONG, gate.reached()).await?;
-    assert_eq!(server.chat(1).await.bytes_sent(), 0);
+    let exchange = server.chat(1).await;
+    assert_eq!(exchange.bytes_sent(), 0);
     gate.open();
-    let answer = read_to(&mut stream, "\r\n0\r\n\r\n").await?;
-    assert!(
-        answer.contains(&wire::token("a")) && answer.contains(&wire::done()),
-        "{answer}"
-    );
-    assert_eq!(
-        timeout(LONG, server.chat(1).await.ended()).await?,
-        Ending::Complete
-    );
-    assert_eq!(server.chat(1).await.chunks_sent(), 2);
+    let answer = read_to(&mut stream, LAST_CHUNK).await?;
+    assert_eq!(lines(&answer)?.len(), 2);
+    assert!(answer.contains(&wire::token("a")), "{answer}");
+    assert!(answer.contains(&wire::done()), "{answer}");
+    assert_eq!(timeout(LONG, exchange.ended()).await?, Ending::Complete);
+    assert_eq!(exchange.bytes_sent(), answer.len() as u64);
     Ok(())
 }
 
 #[tokio::test]
-async fn the_client_that_leaves_is_seen() -> Result<()> {
-    let server = Server::scripted().await?;
+async fn the_client_that_leaves_is_noticed() -> Result<()> {
     for script in [
         Script::silence(),
         Script::new().token("a").hang(),
         Script::new().endless("x"),
     ] {
-        server.push(script);
-        let stream = chat(&server, &hello()).await?;
-        let exchange = timeout(LONG, server.chat(server.chats() + 1)).await?;
+        let (server, stream) = scripted(script).await?;
+        let exchange = timeout(LONG, server.chat(1)).await?;
         assert_eq!(exchange.ending(), None);
         drop(stream);
         assert_eq!(timeout(LONG, exchange.ended()).await?, Ending::ClientLeft);
@@ -253,10 +207,8 @@ async fn the_client_that_leaves_is_seen() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_reader_that_stops_is_seen() -> Result<()> {
-    let server = Server::scripted().await?;
-    server.push(Script::new().endless("x".repeat(1000)));
-    let _stream = chat(&server, &hello()).await?;
+async fn the_client_that_stops_reading_is_noticed() -> Result<()> {
+    let (server, _stream) = scripted(Script::new().endless("x".repeat(1000))).await?;
     let exchange = timeout(LONG, server.chat(1)).await?;
     let sent = timeout(LONG, exchange.stalled(Duration::from_millis(300))).await?;
     assert_eq!(exchange.bytes_sent(), sent);
@@ -264,64 +216,50 @@ async fn a_reader_that_stops_is_seen() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_body_can_break_off_and_a_connection_can_be_cut() -> Result<()> {
-    let server = Server::scripted().await?;
-    server.push(Script::new().token("a").break_off());
-    let mut stream = chat(&server, &hello()).await?;
+async fn a_body_can_break_off_and_a_connection_can_be_reset() -> Result<()> {
+    let (_server, mut stream) = scripted(Script::new().token("a").break_off()).await?;
     let mut answer = String::new();
     timeout(LONG, stream.read_to_string(&mut answer)).await??;
-    assert!(
-        answer.contains(&wire::token("a")) && !answer.ends_with("0\r\n\r\n"),
-        "{answer}"
-    );
+    assert!(answer.contains(&wire::token("a")), "{answer}");
+    assert!(!answer.ends_with("0\r\n\r\n"), "{answer}");
 
-    server.push(Script::new().token("a").reset());
-    let mut stream = chat(&server, &hello()).await?;
-    let cut = timeout(LONG, stream.read_to_end(&mut Vec::new())).await?;
-    assert!(cut.is_err(), "{cut:?}");
-    assert_eq!(server.chat(2).await.ending(), Some(Ending::BrokenOff));
+    let (server, mut stream) = scripted(Script::new().token("a").reset()).await?;
+    let reset = timeout(LONG, stream.read_to_end(&mut Vec::new())).await?;
+    assert!(reset.is_err(), "{reset:?}");
+    assert_eq!(server.chat(1).await.ending(), Some(Ending::BrokenOff));
     Ok(())
 }
 
 #[tokio::test]
-async fn a_test_that_forgot_its_script_is_told() -> Result<()> {
+async fn a_request_without_a_script_gets_an_error() -> Result<()> {
     let server = Server::scripted().await?;
-    let mut stream = chat(&server, &hello()).await?;
-    let answer = read_to(&mut stream, "}").await?;
-    assert!(
-        answer.contains("HTTP/1.1 500 ") && answer.contains("no script"),
-        "{answer}"
-    );
+    let answer = read_to(&mut chat(&server, &hello()).await?, "}").await?;
+    assert!(answer.contains("HTTP/1.1 500 "), "{answer}");
+    assert!(answer.contains("no script"), "{answer}");
     Ok(())
 }
 
 #[tokio::test]
-async fn nobody_listens_at_a_refused_address() -> Result<()> {
+async fn a_refused_address_refuses() -> Result<()> {
     let refused = Refused::new()?;
-    let error = TcpStream::connect(refused.address())
-        .await
-        .err()
-        .context("connected")?;
+    let connected = TcpStream::connect(refused.address()).await;
+    let error = connected.err().context("connected")?;
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
     Ok(())
 }
 
 #[tokio::test]
-async fn an_unresponsive_address_leaves_one_waiting() -> Result<()> {
+async fn an_unresponsive_address_neither_accepts_nor_refuses() -> Result<()> {
     let nobody = Unresponsive::new().await?;
-    let connecting = timeout(
-        Duration::from_millis(500),
-        TcpStream::connect(nobody.address()),
-    );
-    assert!(connecting.await.is_err());
+    let connecting = TcpStream::connect(nobody.address());
+    let connected = timeout(Duration::from_millis(500), connecting).await;
+    assert!(connected.is_err());
     Ok(())
 }
 
 #[tokio::test]
 async fn a_stopped_stand_in_cuts_its_connections() -> Result<()> {
-    let server = Server::scripted().await?;
-    server.push(Script::silence());
-    let mut stream = chat(&server, &hello()).await?;
+    let (server, mut stream) = scripted(Script::silence()).await?;
     let exchange = timeout(LONG, server.chat(1)).await?;
     drop(server);
     let _ = timeout(LONG, stream.read_to_end(&mut Vec::new())).await?;
@@ -331,25 +269,17 @@ async fn a_stopped_stand_in_cuts_its_connections() -> Result<()> {
 
 #[tokio::test]
 async fn a_rate_is_kept_over_many_streams() -> Result<()> {
-    let config = Config {
-        rate: Some(100.0),
-        tokens: Some(21),
-        ..Config::default()
-    };
-    let server = Server::start(config).await?;
+    let server = started(Some(100.0), Some(21)).await?;
     let begun = Instant::now();
     let mut streams = Vec::new();
     for _ in 0..100 {
         streams.push(chat(&server, &hello()).await?);
     }
     for mut stream in streams {
-        read_to(&mut stream, "\r\n0\r\n\r\n").await?;
+        read_to(&mut stream, LAST_CHUNK).await?;
     }
     // 20 gaps of 10 ms. No upper bound that a busy machine could break.
-    assert!(
-        begun.elapsed() >= Duration::from_millis(200),
-        "{:?}",
-        begun.elapsed()
-    );
+    let elapsed = begun.elapsed();
+    assert!(elapsed >= Duration::from_millis(200), "{elapsed:?}");
     Ok(())
 }

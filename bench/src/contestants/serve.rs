@@ -58,7 +58,7 @@ async fn stand_in(listen: SocketAddr) -> Result<()> {
         listen,
         ..Config::default()
     };
-    let mut server = Server::start(config.clone()).await?;
+    let mut server = Server::start(config).await?;
     let listen = server.address();
     announce(listen)?;
     let mut orders = orders(None);
@@ -69,7 +69,6 @@ async fn stand_in(listen: SocketAddr) -> Result<()> {
             listen,
             tokens: Some(tokens.parse()?),
             rate: (rate > 0.0).then_some(rate),
-            ..config.clone()
         };
         drop(server);
         server = again(config).await?;
