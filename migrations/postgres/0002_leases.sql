@@ -1,5 +1,5 @@
--- Who is speaking: the turns that run now, one a conversation, for `on_busy = reject`. A lease that
--- nobody renews runs out, so that a host that crashed holds none for long.
+-- The running turns, at most one per conversation, for `on_busy = reject`. A lease that is not
+-- renewed expires, so that a crashed host does not keep one for long.
 DO $$
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtext('llmchat migration'));

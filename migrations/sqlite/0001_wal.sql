@@ -1,2 +1,2 @@
--- Readers and the one writer do not wait for each other. The setting stays with the file.
+-- Readers and the one writer do not block each other. The setting is stored in the file.
 PRAGMA journal_mode = WAL;

@@ -1,2 +1,2 @@
--- For a table made by an older server, like the next two; elsewhere the column is there.
+-- This file and the next two add columns to a table made by an older server; a new table has them.
 ALTER TABLE chatts ADD COLUMN turn_id text;

@@ -1,3 +1,3 @@
--- Writes are made again when their answer was lost: a row's id is what makes that safe. An old
--- table may hold an id twice, so only new rows are held to it.
+-- A write is repeated when its answer was lost; the unique id makes that safe. An old table may
+-- contain duplicate ids, so the index covers new rows only.
 CREATE UNIQUE INDEX IF NOT EXISTS chatts_row ON chatts (id) WHERE turn_id IS NOT NULL;
