@@ -1,4 +1,4 @@
-//! The splitter: lines do not depend on how the network cut the bytes, and are those of a plain split.
+//! The splitter: lines do not depend on how the network split the bytes, and equal a plain split.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! The request reader: no panic, and what it lets through is what it says it is.
+//! The request parser: it does not panic, and an accepted request keeps the promises of its types.
 
 #![no_main]
 

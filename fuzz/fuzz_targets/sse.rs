@@ -1,4 +1,4 @@
-//! The framing: whatever is framed is read back as the same event by somebody else's parser.
+//! The framing: an independent parser reads every framed event back unchanged.
 
 #![no_main]
 
