@@ -303,9 +303,13 @@ pub(crate) mod tests {
         assert!(!error.contains("s3cret"));
     }
 
+    fn manifest() -> toml::Table {
+        include_str!("../spin.toml").parse().unwrap()
+    }
+
     /// The defaults in `spin.toml`, by the variable's name.
     fn defaults() -> BTreeMap<String, String> {
-        let manifest: toml::Table = include_str!("../spin.toml").parse().unwrap();
+        let manifest = manifest();
         let variables = manifest["variables"].as_table().unwrap();
         let default = |variable: &toml::Value| variable["default"].as_str().unwrap().to_owned();
         let defaults = variables
@@ -344,6 +348,19 @@ pub(crate) mod tests {
         let (config, read) = read_from(&defaults);
         assert!(config.is_ok());
         assert_eq!(read, defaults.into_keys().collect());
+    }
+
+    #[test]
+    fn the_component_has_every_variable_under_its_own_name() {
+        let manifest = manifest();
+        let given = manifest["component"]["llmchat"]["variables"].as_table();
+        let given = given.unwrap().iter();
+        let given = given.map(|(name, it)| (name.clone(), it.as_str().unwrap().to_owned()));
+        let names = defaults()
+            .into_keys()
+            .filter(|name| name != "database_host");
+        let expected = names.map(|name| (name.clone(), format!("{{{{ {name} }}}}")));
+        assert_eq!(given.collect::<BTreeMap<_, _>>(), expected.collect());
     }
 
     #[test]

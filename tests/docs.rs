@@ -2,8 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+
+use llmchat::error::Code;
+use strum::VariantArray as _;
 
 fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
@@ -74,4 +78,16 @@ fn the_readme_lists_every_variable_with_its_default() {
         };
         assert!(row.contains(&shown), "{name} is {shown} by default: {row}");
     }
+}
+
+#[test]
+fn the_readme_lists_every_code() {
+    let readme = read("README.md");
+    let table = between(&readme, "| `code` | |", "\n\n").next().unwrap();
+    let cells = table.lines().filter_map(|row| row.split('|').nth(1));
+    let listed: BTreeSet<_> = cells
+        .flat_map(|cell| cell.split('`').skip(1).step_by(2))
+        .collect();
+    let codes = Code::VARIANTS.iter().map(|code| code.as_str());
+    assert_eq!(listed, codes.collect());
 }
