@@ -3,7 +3,7 @@
 
 wasmtime::component::bindgen!({
     path: "../wit",
-    world: "llmchat:component/spin",
+    world: "spin",
     imports: { default: trappable },
     with: {
         "spin:postgres/postgres.connection": crate::postgres::Connection,

@@ -15,7 +15,7 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 /// The package, and its program.
-const HOST: &str = "llmchat-host";
+const HOST: &str = "llmchat-runner";
 const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../spin.toml");
 
 /// Longer than any turn of a soak takes.

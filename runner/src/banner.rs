@@ -1,30 +1,31 @@
 //! What a person wants to know at the start: where it listens, what it stores in, whether
 //! Ollama is there, and a request to paste.
 //!
-//! The one place in this package that knows what the component is for. A password is
-//! never shown: of a database's address only host, port and name are.
+//! A password is never shown: of a database's address only host, port and name are.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use http::{Request, Uri, header};
 use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use llmchat_host::variables::environment_name;
 use llmchat_host::{Manifest, Options, Variables};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_postgres::config::Host;
+use tokio_util::task::AbortOnDropHandle;
 
 /// The variable with Ollama's address.
 pub(crate) const OLLAMA_URL: &str = "ollama_url";
 const DATABASE_URL: &str = "database_url";
 
-/// Ollama is on this machine or close: a start does not wait longer for it.
+/// Ollama runs on this machine or nearby: the start does not wait longer for it.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Prints it.
 pub(crate) async fn print(
     manifest: &Manifest,
     options: &Options,
@@ -32,59 +33,51 @@ pub(crate) async fn print(
     stand_in: bool,
 ) -> Result<()> {
     let variables = Variables::resolve(manifest, &options.variables)?;
-    let ollama = variables.get(OLLAMA_URL).unwrap_or_default();
-    let models = models(ollama).await;
-
-    println!("\n{} listens on http://{address}\n", manifest.name());
-    println!("  store   {}", store(manifest, options, &variables));
-    match (&models, stand_in) {
-        (_, true) => {
-            println!("  Ollama  the built-in stand-in at {ollama}: made-up text, no model")
+    let url = variables.get(OLLAMA_URL).unwrap_or_default();
+    let models = models(url).await;
+    let ollama = match &models {
+        _ if stand_in => format!("the built-in stand-in at {url}: made-up text, no model"),
+        Ok(models) if models.is_empty() => {
+            format!("{url}, which has no model yet: `ollama pull llama3.2`")
         }
-        (Ok(models), _) if models.is_empty() => {
-            println!("  Ollama  {ollama}, which has no model yet: `ollama pull llama3.2`");
-        }
-        (Ok(models), _) => println!("  Ollama  {ollama}, with {}", models.join(", ")),
-        (Err(error), _) => println!(
-            "  Ollama  {ollama} does not answer ({error:#})\n          \
+        Ok(models) => format!("{url}, with {}", models.join(", ")),
+        Err(error) => format!(
+            "{url} does not answer ({error:#})\n          \
              start it, set {}, or try it without: `--stand-in`",
             environment_name(OLLAMA_URL),
         ),
-    }
-    let model = match models {
-        Ok(models) => models.into_iter().next(),
-        Err(_) => None,
     };
+    let models = models.unwrap_or_default();
+    let model = models.first().map_or("llama3.2", String::as_str);
+
+    println!("\n{} listens on http://{address}\n", manifest.name());
+    println!("  store   {}", store(manifest, options, &variables));
+    println!("  Ollama  {ollama}");
     println!(
-        "\n  curl -N http://{}/llmchat/ -d '{{\"appID\":\"first\",\"model\":\"{}\",\
+        "\n  curl -N http://{}/llmchat/ -d '{{\"appID\":\"first\",\"model\":\"{model}\",\
          \"messages\":[{{\"role\":\"user\",\"content\":\"Hello!\"}}]}}'\n",
         reachable(address),
-        model.as_deref().unwrap_or("llama3.2"),
     );
     Ok(())
 }
 
-/// `0.0.0.0` is no address to send a request to.
+/// No request can be sent to `0.0.0.0`.
 fn reachable(address: SocketAddr) -> SocketAddr {
-    match address.ip() {
-        ip if !ip.is_unspecified() => address,
-        IpAddr::V4(_) => SocketAddr::from(([127, 0, 0, 1], address.port())),
-        IpAddr::V6(_) => SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, address.port())),
-    }
+    let loopback = match address.ip() {
+        ip if !ip.is_unspecified() => ip,
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
+    SocketAddr::new(loopback, address.port())
 }
 
 fn store(manifest: &Manifest, options: &Options, variables: &Variables) -> String {
     match variables.get(DATABASE_URL) {
         None | Some("") => {
-            let dir = options
-                .state_dir
-                .clone()
-                .unwrap_or_else(|| manifest.state_dir());
-            format!(
-                "SQLite, {} ({} is not set)",
-                llmchat_host::sqlite_file(&dir).display(),
-                DATABASE_URL
-            )
+            let dir = options.state_dir.clone();
+            let dir = dir.unwrap_or_else(|| manifest.state_dir());
+            let file = llmchat_host::sqlite_file(&dir);
+            format!("SQLite, {} ({DATABASE_URL} is not set)", file.display())
         }
         Some(url) => database(url)
             .unwrap_or_else(|| format!("PostgreSQL, but {DATABASE_URL} is no address of one")),
@@ -93,29 +86,24 @@ fn store(manifest: &Manifest, options: &Options, variables: &Variables) -> Strin
 
 fn database(url: &str) -> Option<String> {
     let config: tokio_postgres::Config = url.parse().ok()?;
+    let ports = config.get_ports();
     let hosts = config.get_hosts().iter().enumerate().map(|(index, host)| {
-        let ports = config.get_ports();
         let port = ports.get(index).or(ports.first()).copied().unwrap_or(5432);
         match host {
             Host::Tcp(host) => format!("{host}:{port}"),
             Host::Unix(path) => path.display().to_string(),
         }
     });
+    let hosts = hosts.collect::<Vec<_>>().join(", ");
     let name = config.get_dbname().or(config.get_user()).unwrap_or("?");
-    Some(format!(
-        "PostgreSQL, database {name} at {}",
-        hosts.collect::<Vec<_>>().join(", ")
-    ))
+    Some(format!("PostgreSQL, database {name} at {hosts}"))
 }
 
 /// The models that Ollama has; an error if it is not there.
 async fn models(url: &str) -> Result<Vec<String>> {
-    let answer = tokio::time::timeout(
-        PATIENCE,
-        get(&format!("{}/api/tags", url.trim_end_matches('/'))),
-    )
-    .await;
-    let body = answer.context("no answer within a second")??;
+    let url = format!("{}/api/tags", url.trim_end_matches('/'));
+    let body = timeout(PATIENCE, get(&url)).await;
+    let body = body.context("no answer within a second")??;
     let body: serde_json::Value = serde_json::from_slice(&body).context("it is no Ollama")?;
     let models = body.get("models").and_then(|models| models.as_array());
     let names = models
@@ -128,26 +116,22 @@ async fn models(url: &str) -> Result<Vec<String>> {
 async fn get(url: &str) -> Result<Bytes> {
     const LIMIT: usize = 1 << 20;
     let uri: Uri = url.parse().context("no URL")?;
-    if uri.scheme_str() != Some("http") {
-        bail!("not asked: only http is, at the start");
-    }
+    ensure!(
+        uri.scheme_str() == Some("http"),
+        "not asked: only http is, at the start"
+    );
     let authority = uri.authority().context("no host in it")?;
     let host = authority.host().trim_matches(['[', ']']);
     let stream = TcpStream::connect((host, authority.port_u16().unwrap_or(80))).await?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let connection = tokio::spawn(connection);
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
     let request = Request::get(uri.path())
         .header(header::HOST, authority.as_str())
         .body(Empty::<Bytes>::new())?;
     let response = sender.send_request(request).await?;
-    ensure!(
-        response.status().is_success(),
-        "it answers {}",
-        response.status()
-    );
+    let status = response.status();
+    ensure!(status.is_success(), "it answers {status}");
     let body = Limited::new(response.into_body(), LIMIT).collect().await;
-    connection.abort();
     Ok(body.map_err(anyhow::Error::from_boxed)?.to_bytes())
 }
 

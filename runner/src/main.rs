@@ -1,16 +1,19 @@
-//! `llmchat-host`: builds the component, runs it, says what it runs with, stops it gently.
+//! `llmchat-runner`: builds the component, runs it on the host, and stops it gracefully.
 //!
-//! Thin wiring around the library. What this program knows of the component, two names of
-//! variables and one request to paste, is in [`report`].
+//! Takes flags and the environment, prints what a person needs to know. How a component is
+//! run is the business of `llmchat-host`; what this program knows of the component, two names
+//! of variables and one request to paste, is in [`banner`].
 
+use std::io;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
 use llmchat_host::{Host, Manifest, Options, Program, Variables, runtime};
 
+mod banner;
 mod cli;
-mod report;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
@@ -38,9 +41,9 @@ async fn run(cli: cli::Cli) -> Result<()> {
         None => None,
     };
     if let Some(stand_in) = &stand_in {
-        variables.insert(report::OLLAMA_URL.to_owned(), stand_in.url());
+        variables.insert(banner::OLLAMA_URL.to_owned(), stand_in.url());
     }
-    // A wrong name is better heard of before the build than after it.
+    // Report a wrong name before the build, which takes a while.
     Variables::resolve(&manifest, &variables)?;
     if !cli.no_build {
         manifest.build()?;
@@ -54,29 +57,30 @@ async fn run(cli: cli::Cli) -> Result<()> {
         threads: cli.threads.unwrap_or_else(runtime::default_threads),
         ..Options::default()
     };
-    // A signal from here on stops it gently.
+    // From here on a signal stops the host gracefully.
     let mut signals = Signals::new()?;
     let host = Host::start(&program, options.clone())
         .await
-        .map_err(|error| {
-            let in_use = error.chain().any(|cause| {
-                let cause = cause.downcast_ref::<std::io::Error>();
-                cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::AddrInUse)
-            });
-            match in_use {
-                true => error
-                    .context("is another one running? `--listen 127.0.0.1:0` takes a free port"),
-                false => error,
-            }
-        })?;
-    report::print(&manifest, &options, host.address(), stand_in.is_some()).await?;
+        .map_err(explain_address_in_use)?;
+    banner::print(&manifest, &options, host.address(), stand_in.is_some()).await?;
 
     signals.next().await;
     stop(host, signals, cli.drain).await;
     Ok(())
 }
 
-async fn stop(host: Host, mut signals: Signals, drain: std::time::Duration) {
+fn explain_address_in_use(error: anyhow::Error) -> anyhow::Error {
+    let io_errors = error.chain().filter_map(|cause| cause.downcast_ref());
+    match io_errors
+        .map(io::Error::kind)
+        .any(|kind| kind == io::ErrorKind::AddrInUse)
+    {
+        true => error.context("is another one running? `--listen 127.0.0.1:0` takes a free port"),
+        false => error,
+    }
+}
+
+async fn stop(host: Host, mut signals: Signals, drain: Duration) {
     match host.open_turns() {
         0 => println!("stopping"),
         open => println!(
@@ -98,7 +102,7 @@ async fn stop(host: Host, mut signals: Signals, drain: std::time::Duration) {
     }
 }
 
-/// What asks this program to stop.
+/// The signals that ask this program to stop.
 struct Signals {
     #[cfg(unix)]
     terminate: tokio::signal::unix::Signal,
@@ -107,26 +111,30 @@ struct Signals {
 }
 
 impl Signals {
+    #[cfg(unix)]
     fn new() -> Result<Self> {
-        #[cfg(unix)]
-        {
-            use tokio::signal::unix::{SignalKind, signal};
-            Ok(Self {
-                terminate: signal(SignalKind::terminate())?,
-                interrupt: signal(SignalKind::interrupt())?,
-            })
-        }
-        #[cfg(not(unix))]
-        Ok(Self {})
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
     }
 
+    #[cfg(unix)]
     async fn next(&mut self) {
-        #[cfg(unix)]
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }
-        #[cfg(not(unix))]
+    }
+
+    #[cfg(not(unix))]
+    fn new() -> Result<Self> {
+        Ok(Self {})
+    }
+
+    #[cfg(not(unix))]
+    async fn next(&mut self) {
         let _ = tokio::signal::ctrl_c().await;
     }
 }

@@ -18,7 +18,7 @@ const MANIFEST: &str = "spin.toml";
 /// Reads spin.toml and the same SPIN_VARIABLE_… environment variables as Spin.
 /// With no database set, conversations are kept in SQLite, in the directory .spin.
 #[derive(Parser)]
-#[command(name = "llmchat-host", version, verbatim_doc_comment)]
+#[command(name = "llmchat-runner", version, verbatim_doc_comment)]
 pub(crate) struct Cli {
     /// Where to listen; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:3000")]
@@ -37,7 +37,7 @@ pub(crate) struct Cli {
     )]
     stand_in_rate: f64,
 
-    /// Set a variable, such as ollama_url or database_url; goes before the environment
+    /// Set a variable, such as ollama_url or database_url; overrides the environment
     #[arg(long = "variable", value_name = "NAME=VALUE", value_parser = variable)]
     variables: Vec<(String, String)>,
 
@@ -49,7 +49,7 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "DIRECTORY")]
     pub(crate) state_dir: Option<PathBuf>,
 
-    /// Seconds that SIGINT and SIGTERM leave to replies in the making
+    /// Seconds that SIGINT and SIGTERM leave to replies in progress
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     pub(crate) drain: Duration,
 
@@ -86,7 +86,7 @@ impl Cli {
         }
     }
 
-    /// From the environment and, before that, the command line.
+    /// From the environment, overridden by the command line.
     pub(crate) fn variables(&self, manifest: &Manifest) -> BTreeMap<String, String> {
         let environment = manifest.variables().keys().filter_map(|name| {
             let value = std::env::var(environment_name(name)).ok()?;
