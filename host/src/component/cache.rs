@@ -1,103 +1,143 @@
-//! The compiled component on disk, beside its `.wasm`, so that a start takes milliseconds.
+//! The compiled component on disk, in a directory beside its `.wasm`, so that a start takes
+//! milliseconds.
 //!
-//! Loading machine code means trusting it. It is taken only from a directory and a file
-//! that belong to the user who runs this and that nobody else may write, which is as much
-//! as can be said of this program itself.
+//! Loading machine code means trusting it. It is loaded only if the directory and the file belong
+//! to the user who runs this and neither their group nor anybody else may write to them. wasmtime's
+//! own cache does not check that, and loads a component of 0.5 MB in some 20 ms instead of 1
+//! (`release`; not optimised 65 instead of 8).
 
-use std::ffi::OsString;
+use std::fs::{self, DirBuilder, File, Metadata};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
+use tempfile::NamedTempFile;
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
-/// The component from the cache, where it is there and can be trusted.
+/// The component from the cache, if it is there and can be trusted.
 pub(super) fn load(engine: &Engine, source: &Path, wasm: &[u8]) -> Option<Component> {
-    let path = path(engine, source, wasm)?;
-    if !(is_ours(path.parent()?) && is_ours(&path)) {
+    let dir = directory(source);
+    let mut file = File::open(dir.join(name(engine, wasm))).ok()?;
+    // What is checked is the open file itself: nobody can exchange it afterwards.
+    if !(is_private(&fs::symlink_metadata(dir).ok()?) && is_private(&file.metadata().ok()?)) {
         return None;
     }
+    let mut code = Vec::new();
+    file.read_to_end(&mut code).ok()?;
     #[allow(
         unsafe_code,
         reason = "wasmtime checks version and settings but not the code itself; `store` below wrote it, \
                   under this name, where only this user can write"
     )]
     // SAFETY: see above.
-    unsafe { Component::deserialize_file(engine, &path) }.ok()
+    unsafe { Component::deserialize(engine, code) }.ok()
 }
 
-/// Puts it there. Failing to is no error: the next start compiles again.
-pub(super) fn store(engine: &Engine, source: &Path, wasm: &[u8], component: &Component) {
-    let Some(path) = path(engine, source, wasm) else {
-        return;
-    };
-    let Some(dir) = path.parent().filter(|dir| is_ours(dir)) else {
-        return;
-    };
-    let Ok(code) = component.serialize() else {
-        return;
-    };
-    // Written aside and renamed: a process that starts meanwhile sees all of it or nothing.
-    let aside = path.with_extension(format!("{}.tmp", std::process::id()));
-    if std::fs::write(&aside, code)
-        .and_then(|()| std::fs::rename(&aside, &path))
-        .is_err()
-    {
-        let _ = std::fs::remove_file(&aside);
-        return;
-    }
-    remove_older(dir, source, &path);
-}
-
-/// Every build of the component has a name of its own; only the last is of use.
-fn remove_older(dir: &Path, source: &Path, kept: &Path) {
-    let Some(prefix) = source.file_stem().and_then(|stem| stem.to_str()) else {
-        return;
-    };
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        let path = entry.path();
-        let is_cache = path
-            .extension()
-            .is_some_and(|extension| extension == "cwasm")
-            && path
-                .file_name()
-                .and_then(|name| name.to_str())
-                .is_some_and(|name| {
-                    name.strip_prefix(prefix)
-                        .is_some_and(|rest| rest.starts_with('.'))
-                });
-        if is_cache && path != kept {
-            let _ = std::fs::remove_file(path);
+/// Stores the component in place of any other. A failure only means that the next start compiles
+/// again.
+pub(super) fn store(
+    engine: &Engine,
+    source: &Path,
+    wasm: &[u8],
+    component: &Component,
+) -> anyhow::Result<()> {
+    let dir = directory(source);
+    create_private(&dir)?;
+    let path = dir.join(name(engine, wasm));
+    // Renamed once it is complete: a process that starts meanwhile sees all of it or nothing.
+    let mut file = NamedTempFile::new_in(&dir)?;
+    file.write_all(&component.serialize()?)?;
+    file.persist(&path)?;
+    // Every build of the component has its own name, and only the last one is needed.
+    for entry in fs::read_dir(dir)? {
+        let other = entry?.path();
+        if other != path {
+            fs::remove_file(other)?;
         }
     }
+    Ok(())
 }
 
-/// `it.wasm` → `it.<hash of its content, wasmtime's version and settings>.cwasm`
-fn path(engine: &Engine, source: &Path, wasm: &[u8]) -> Option<PathBuf> {
+fn directory(source: &Path) -> PathBuf {
+    source.with_extension("cache")
+}
+
+fn name(engine: &Engine, wasm: &[u8]) -> String {
     let mut hasher = DefaultHasher::new();
     wasm.hash(&mut hasher);
     engine.precompile_compatibility_hash().hash(&mut hasher);
-    let mut name = OsString::from(source.file_stem()?);
-    name.push(format!(".{:016x}.cwasm", hasher.finish()));
-    Some(source.with_file_name(name))
+    format!("{:016x}.cwasm", hasher.finish())
+}
+
+fn create_private(dir: &Path) -> io::Result<()> {
+    let mut builder = DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.recursive(true).create(dir)
 }
 
 #[cfg(unix)]
-fn is_ours(path: &Path) -> bool {
+fn is_private(metadata: &Metadata) -> bool {
     use std::os::unix::fs::MetadataExt as _;
-    const OTHERS_WRITE: u32 = 0o002;
-    // `parent()` of a bare file name is empty.
-    let path = if path.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        path
-    };
-    std::fs::metadata(path).is_ok_and(|metadata| {
-        metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & OTHERS_WRITE == 0
-    })
+    const GROUP_OR_OTHERS_WRITE: u32 = 0o022;
+    metadata.uid() == rustix::process::geteuid().as_raw()
+        && metadata.mode() & GROUP_OR_OTHERS_WRITE == 0
 }
 
 #[cfg(not(unix))]
-fn is_ours(_: &Path) -> bool {
+fn is_private(_: &Metadata) -> bool {
     false
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    /// The smallest component, and another one: it has a custom section.
+    const WASM: &[u8] = b"\0asm\x0d\0\x01\0";
+    const NEWER: &[u8] = b"\0asm\x0d\0\x01\0\0\x02\x01a";
+
+    #[test]
+    fn code_is_loaded_only_from_where_no_other_user_and_no_group_can_write() {
+        let temporary = tempfile::tempdir().unwrap();
+        let source = temporary.path().join("it.wasm");
+        let engine = Engine::default();
+        let is_cached = || load(&engine, &source, WASM).is_some();
+        assert!(!is_cached());
+        let component = Component::from_binary(&engine, WASM).unwrap();
+        store(&engine, &source, WASM, &component).unwrap();
+        assert!(is_cached());
+
+        let dir = directory(&source);
+        let file = dir.join(name(&engine, WASM));
+        for (path, private, shared) in [
+            (&dir, 0o700, [0o770, 0o702]),
+            (&file, 0o600, [0o620, 0o606]),
+        ] {
+            let set = |mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+            for mode in shared {
+                set(mode);
+                assert!(!is_cached(), "{mode:o}");
+            }
+            set(private);
+            assert!(is_cached());
+        }
+    }
+
+    #[test]
+    fn only_the_last_build_is_kept() {
+        let temporary = tempfile::tempdir().unwrap();
+        let source = temporary.path().join("it.wasm");
+        let engine = Engine::default();
+        for wasm in [WASM, NEWER] {
+            let component = Component::from_binary(&engine, wasm).unwrap();
+            store(&engine, &source, wasm, &component).unwrap();
+        }
+        assert!(load(&engine, &source, WASM).is_none());
+        assert!(load(&engine, &source, NEWER).is_some());
+    }
 }

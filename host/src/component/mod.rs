@@ -60,7 +60,7 @@ impl Program {
                     .with_context(|| {
                         format!("{} is no component that can be compiled", source.display())
                     })?;
-                cache::store(&engine, source, &wasm, &component);
+                let _ = cache::store(&engine, source, &wasm, &component);
                 component
             }
         };
