@@ -1,18 +1,18 @@
-//! What one instance's store holds: WASI, its resources, and the host's services.
+//! The data of one instance's store: WASI, its resources, and the host's services.
 
 use std::sync::Arc;
 
-use wasmtime::component::ResourceTable;
+use wasmtime::component::{Accessor, HasData, Resource, ResourceTable};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
-use crate::outbound::Outbound;
+use crate::outbound::{Hooks, Outbound};
 use crate::output::Output;
 use crate::postgres::Pools;
 use crate::sqlite::Databases;
 use crate::variables::Variables;
 
-/// What all instances on a thread share.
+/// Shared by all instances on a thread.
 pub(crate) struct Services {
     pub(crate) variables: Arc<Variables>,
     pub(crate) outbound: Arc<Outbound>,
@@ -27,21 +27,19 @@ pub(crate) struct Instance {
     pub(crate) table: ResourceTable,
     wasi: WasiCtx,
     http: WasiHttpCtx,
-    outbound: crate::outbound::Hooks,
+    outbound: Hooks,
 }
 
 impl Instance {
     pub(crate) fn new(services: Arc<Services>) -> Self {
         // No files, no sockets, no environment: the component has what its manifest grants.
-        let wasi = WasiCtx::builder()
-            .stdout(services.output.stdout())
-            .stderr(services.output.stderr())
-            .build();
+        let mut wasi = WasiCtx::builder();
+        services.output.attach(&mut wasi);
         Self {
-            outbound: crate::outbound::Hooks(services.outbound.clone()),
+            outbound: Hooks(services.outbound.clone()),
             services,
             table: ResourceTable::new(),
-            wasi,
+            wasi: wasi.build(),
             http: WasiHttpCtx::new(),
         }
     }
@@ -63,5 +61,35 @@ impl WasiHttpView for Instance {
             table: &mut self.table,
             ctx: &mut self.http,
         }
+    }
+}
+
+/// The implementation of Spin's interfaces on an instance.
+pub(crate) struct Spin;
+
+impl HasData for Spin {
+    type Data<'a> = &'a mut Instance;
+}
+
+pub(crate) fn services<T>(accessor: &Accessor<T, Spin>) -> Arc<Services> {
+    accessor.with(|mut access| access.get().services.clone())
+}
+
+pub(crate) fn resource<T, R: Clone + Send + 'static>(
+    accessor: &Accessor<T, Spin>,
+    resource: &Resource<R>,
+) -> wasmtime::Result<R> {
+    accessor.with(|mut access| Ok(access.get().table.get(resource)?.clone()))
+}
+
+/// Makes a resource of what was opened.
+pub(crate) fn push<T, R: Send + 'static, E>(
+    accessor: &Accessor<T, Spin>,
+    opened: Result<R, E>,
+) -> wasmtime::Result<Result<Resource<R>, E>> {
+    let push = |opened| accessor.with(|mut access| access.get().table.push(opened));
+    match opened {
+        Ok(opened) => Ok(Ok(push(opened)?)),
+        Err(error) => Ok(Err(error)),
     }
 }

@@ -1,7 +1,7 @@
-//! What `spin.toml` says: the component, its variables and what it may reach.
+//! `spin.toml`: the component, its variables and what it may connect to.
 //!
-//! One component, served over HTTP, is all that this host runs. What the manifest asks
-//! for and the host does not have is refused here rather than missed at run time.
+//! This host runs one component, served over HTTP. What the manifest requires and the host does
+//! not have is refused here rather than missed at run time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -20,20 +20,11 @@ pub struct Manifest {
     name: String,
     source: PathBuf,
     build: Option<build::Build>,
-    variables: BTreeMap<String, Variable>,
-    component_variables: BTreeMap<String, Template>,
-    allowed_outbound_hosts: Vec<Template>,
-    sqlite_databases: BTreeSet<String>,
+    variables: BTreeMap<String, Option<String>>,
+    pub(crate) component_variables: BTreeMap<String, Template>,
+    pub(crate) allowed_outbound_hosts: Vec<Template>,
+    pub(crate) sqlite_databases: BTreeSet<String>,
     routes: Vec<Route>,
-}
-
-/// One of the application's variables.
-#[derive(Debug, Clone)]
-pub struct Variable {
-    /// `None`: it is required.
-    pub default: Option<String>,
-    /// Not to be shown.
-    pub secret: bool,
 }
 
 impl Manifest {
@@ -46,79 +37,57 @@ impl Manifest {
     }
 
     fn parse(path: &Path, text: &str) -> Result<Self> {
-        let file: file::File = toml::from_str(text)?;
+        let mut file: file::File = toml::from_str(text)?;
         ensure!(
             file.spin_manifest_version == 2,
             "spin_manifest_version must be 2"
         );
 
-        let mut triggers = file.trigger.http.into_iter();
-        let first = triggers
-            .next()
-            .context("no [[trigger.http]]: there is nothing to serve")?;
-        let id = first.component;
-        let mut routes = vec![Route::parse(&first.route)?];
+        let triggers = &file.trigger.http;
+        let id = &triggers
+            .first()
+            .context("no [[trigger.http]]: there is nothing to serve")?
+            .component;
         for trigger in triggers {
             ensure!(
-                trigger.component == id,
+                trigger.component == *id,
                 "this host runs one component; the triggers name `{id}` and `{}`",
                 trigger.component,
             );
-            routes.push(Route::parse(&trigger.route)?);
         }
-        let component = file
-            .component
-            .into_iter()
-            .find_map(|(name, component)| (name == id).then_some(component))
-            .with_context(|| format!("no [component.{id}]"))?;
+        let routes = triggers.iter().map(|trigger| Route::parse(&trigger.route));
+        let routes = routes.collect::<Result<_>>()?;
+        let component = file.component.remove(id);
+        let component = component.with_context(|| format!("no [component.{id}]"))?;
 
-        let dir = path.parent().unwrap_or(Path::new(""));
-        let variables = file
-            .variables
-            .into_iter()
-            .map(|(name, variable)| {
-                check_name(&name)?;
-                ensure!(
-                    variable.required != variable.default.is_some(),
-                    "variable `{name}` needs either a default or `required = true`",
-                );
-                Ok((
-                    name,
-                    Variable {
-                        default: variable.default,
-                        secret: variable.secret,
-                    },
-                ))
-            })
-            .collect::<Result<BTreeMap<_, _>>>()?;
-        let template = |text: &str| {
+        let variables = file.variables.into_iter().map(|(name, variable)| {
+            check_name(&name)?;
+            ensure!(
+                variable.required != variable.default.is_some(),
+                "variable `{name}` needs either a default or `required = true`",
+            );
+            Ok((name, variable.default))
+        });
+        let variables = variables.collect::<Result<BTreeMap<_, _>>>()?;
+        let template = |text: &String| {
             let template = Template::parse(text)?;
             if let Some(name) = template.names().find(|name| !variables.contains_key(*name)) {
                 bail!("{text:?} names `{name}`, which is not in [variables]");
             }
             Ok(template)
         };
+        let component_variables = component.variables.iter().map(|(name, text)| {
+            check_name(name)?;
+            Ok((name.clone(), template(text)?))
+        });
+        let allowed_outbound_hosts = component.allowed_outbound_hosts.iter().map(template);
         Ok(Self {
             path: path.to_owned(),
             name: file.application.name,
-            source: dir.join(&component.source),
-            build: component.build.map(|build| build::Build {
-                command: build.command,
-                dir: dir.join(build.workdir.unwrap_or_default()),
-            }),
-            component_variables: component
-                .variables
-                .iter()
-                .map(|(name, text)| {
-                    check_name(name)?;
-                    Ok((name.clone(), template(text)?))
-                })
-                .collect::<Result<_>>()?,
-            allowed_outbound_hosts: component
-                .allowed_outbound_hosts
-                .iter()
-                .map(|text| template(text))
-                .collect::<Result<_>>()?,
+            source: path.with_file_name(component.source),
+            build: component.build,
+            component_variables: component_variables.collect::<Result<_>>()?,
+            allowed_outbound_hosts: allowed_outbound_hosts.collect::<Result<_>>()?,
             sqlite_databases: component.sqlite_databases,
             variables,
             routes,
@@ -130,7 +99,7 @@ impl Manifest {
         &self.name
     }
 
-    /// Where the manifest lies.
+    /// The path of the manifest itself.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -140,31 +109,20 @@ impl Manifest {
         &self.source
     }
 
-    /// The application's variables by name.
-    pub fn variables(&self) -> &BTreeMap<String, Variable> {
+    /// The application's variables with their defaults; one without is required.
+    pub fn variables(&self) -> &BTreeMap<String, Option<String>> {
         &self.variables
     }
 
-    /// Where Spin keeps what outlives a run, and this host too: `.spin` beside the manifest.
+    /// Where Spin, and this host, keep what outlives a run: `.spin` beside the manifest.
     pub fn state_dir(&self) -> PathBuf {
         self.path.with_file_name(".spin")
     }
 
     /// Runs the build command, if there is one.
     pub fn build(&self) -> Result<()> {
-        self.build.as_ref().map_or(Ok(()), build::Build::run)
-    }
-
-    pub(crate) fn component_variables(&self) -> &BTreeMap<String, Template> {
-        &self.component_variables
-    }
-
-    pub(crate) fn allowed_outbound_hosts(&self) -> &[Template] {
-        &self.allowed_outbound_hosts
-    }
-
-    pub(crate) fn sqlite_databases(&self) -> &BTreeSet<String> {
-        &self.sqlite_databases
+        let dir = self.path.parent().unwrap_or(Path::new(""));
+        self.build.as_ref().map_or(Ok(()), |build| build.run(dir))
     }
 
     pub(crate) fn serves(&self, path: &str) -> bool {
@@ -248,35 +206,16 @@ mod tests {
 
     #[test]
     fn what_cannot_be_run_is_refused() {
+        let with_files = "source = \"it.wasm\"\nfiles = [\"a\"]";
         for (from, to, error) in [
             ("= 2", "= 1", "spin_manifest_version must be 2"),
-            (
-                r#"component = "it""#,
-                r#"component = "other""#,
-                "no [component.other]",
-            ),
-            (
-                "{{ url }}/api",
-                "{{ uri }}/api",
-                "names `uri`, which is not in [variables]",
-            ),
+            (r#"= "it""#, r#"= "other""#, "no [component.other]"),
+            ("{{ url }}/", "{{ u }}/", "names `u`, which is not in [vari"),
             ("url = {", "URL = {", "only lower-case letters"),
-            (
-                r#"default = "http://localhost:1","#,
-                "",
-                "needs either a default or",
-            ),
+            ("default =", "description =", "needs either a default or"),
             (r#""/...""#, r#""/:id""#, "no named segments"),
-            (
-                r#""it.wasm""#,
-                r#"{ url = "https://example.com/it.wasm" }"#,
-                "source",
-            ),
-            (
-                r#"source = "it.wasm""#,
-                "source = \"it.wasm\"\nfiles = [\"a\"]",
-                "files",
-            ),
+            (r#""it.wasm""#, r#"{ url = "https://a/it.wasm" }"#, "source"),
+            (r#"source = "it.wasm""#, with_files, "files"),
         ] {
             let text = SMALL.replacen(from, to, 1);
             assert_ne!(text, SMALL, "{from}");
@@ -300,11 +239,8 @@ mod tests {
             ("/", "/", true),
             ("/", "/a", false),
         ] {
-            assert_eq!(
-                Route::parse(route).unwrap().matches(path),
-                matches,
-                "{route} {path}"
-            );
+            let parsed = Route::parse(route).unwrap();
+            assert_eq!(parsed.matches(path), matches, "{route} {path}");
         }
     }
 }

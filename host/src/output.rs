@@ -1,115 +1,41 @@
-//! Where the component's stdout and stderr go, and the host's own remarks about it.
+//! Where the component's stdout and stderr go, and the host's own messages about it.
 
-use std::io::{self, Write as _};
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::io::Write as _;
 
-use tokio::io::AsyncWrite;
-use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
+use wasmtime_wasi::WasiCtxBuilder;
+use wasmtime_wasi::p2::OutputStream as _;
+use wasmtime_wasi::p2::pipe::MemoryOutputPipe;
 
-/// A sink; its clones write to the same place.
+/// The stdout and stderr of this process by default; clones write to the same place.
 #[derive(Clone, Debug, Default)]
-pub enum Output {
-    /// The stdout and stderr of this process.
-    #[default]
-    Inherit,
-    /// Kept in memory, for tests to look at.
-    Capture(Arc<Mutex<Vec<u8>>>),
-}
+pub struct Output(Option<MemoryOutputPipe>);
 
 impl Output {
-    /// A sink whose [`text`](Self::text) can be read.
+    /// Keeps all that is written in memory, for tests.
     pub fn capture() -> Self {
-        Self::Capture(Arc::default())
+        Self(Some(MemoryOutputPipe::new(usize::MAX)))
     }
 
-    /// What was written so far; empty where it was inherited.
+    /// What was captured so far.
     pub fn text(&self) -> String {
-        match self {
-            Self::Inherit => String::new(),
-            Self::Capture(text) => {
-                let text = text.lock().unwrap_or_else(PoisonError::into_inner);
-                String::from_utf8_lossy(&text).into_owned()
-            }
-        }
+        let captured = self.0.as_ref().map(MemoryOutputPipe::contents);
+        String::from_utf8_lossy(&captured.unwrap_or_default()).into_owned()
     }
 
-    /// A line of the host's own.
+    /// Writes a line of the host's own.
     pub(crate) fn line(&self, line: impl std::fmt::Display) {
+        let line = format!("{line}\n");
         // Nothing sensible can be done about a closed stderr.
-        let _ = Stream {
-            output: self.clone(),
-            stderr: true,
-        }
-        .write(format!("{line}\n").as_bytes());
+        let _ = match &self.0 {
+            None => std::io::stderr().write_all(line.as_bytes()).is_ok(),
+            Some(captured) => captured.clone().write(line.into()).is_ok(),
+        };
     }
 
-    pub(crate) fn stdout(&self) -> impl StdoutStream + 'static {
-        Stream {
-            output: self.clone(),
-            stderr: false,
-        }
-    }
-
-    pub(crate) fn stderr(&self) -> impl StdoutStream + 'static {
-        Stream {
-            output: self.clone(),
-            stderr: true,
-        }
-    }
-}
-
-#[derive(Clone)]
-struct Stream {
-    output: Output,
-    stderr: bool,
-}
-
-impl Stream {
-    fn write(&self, bytes: &[u8]) -> io::Result<()> {
-        match &self.output {
-            Output::Inherit if self.stderr => io::stderr().write_all(bytes),
-            Output::Inherit => io::stdout().write_all(bytes),
-            Output::Capture(text) => {
-                text.lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .extend_from_slice(bytes);
-                Ok(())
-            }
-        }
-    }
-}
-
-impl IsTerminal for Stream {
-    fn is_terminal(&self) -> bool {
-        false
-    }
-}
-
-impl StdoutStream for Stream {
-    fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
-        Box::new(self.clone())
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Poll::Ready(self.write(bytes).map(|()| bytes.len()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(match (&self.output, self.stderr) {
-            (Output::Inherit, false) => io::stdout().flush(),
-            _ => Ok(()),
-        })
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_flush(cx)
+    pub(crate) fn attach(&self, wasi: &mut WasiCtxBuilder) {
+        match &self.0 {
+            None => wasi.inherit_stdout().inherit_stderr(),
+            Some(captured) => wasi.stdout(captured.clone()).stderr(captured.clone()),
+        };
     }
 }

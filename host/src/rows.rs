@@ -1,8 +1,8 @@
-//! A query's rows as a stream and its outcome as a future, the way both of Spin's
-//! database interfaces hand them out.
+//! The rows of a query as a stream and its outcome as a future, as both of Spin's database
+//! interfaces return them.
 //!
-//! The component's read is what draws rows from the database: one that reads slowly holds
-//! the database back, and no result has to fit into memory.
+//! The component's reads pull rows from the database: a slow reader holds the database back, and
+//! no result has to fit into memory.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -10,44 +10,54 @@ use std::task::{Context, Poll};
 use futures_util::Stream;
 use tokio::sync::oneshot;
 use wasmtime::StoreContextMut;
-use wasmtime::component::{Destination, StreamProducer, StreamResult, VecBuffer};
+use wasmtime::component::{
+    Accessor, Destination, FutureReader, Lift, Lower, StreamProducer, StreamReader, StreamResult,
+    VecBuffer,
+};
 
-/// Rows handed over at once, if so many have come.
+use crate::instance::Spin;
+
+/// Rows handed over at once, if so many have arrived.
 pub(crate) const BATCH: usize = 64;
 
-/// What a query yields: rows, and perhaps an error after them.
+type Readers<R, E> = (StreamReader<R>, FutureReader<Result<(), E>>);
+
+/// Hands rows to the component. `unread` is the outcome of those that it does not read to their end.
+pub(crate) fn readers<T, R, E>(
+    accessor: &Accessor<T, Spin>,
+    rows: impl Stream<Item = Result<R, E>> + Send + 'static,
+    unread: fn(String) -> E,
+) -> wasmtime::Result<Readers<R, E>>
+where
+    R: Lower + Lift + Send + Sync + 'static,
+    E: Lower + Lift + Send + Sync + 'static,
+{
+    let (sender, outcome) = oneshot::channel();
+    let rows = Rows {
+        source: Some(Box::pin(rows)),
+        outcome: Some(sender),
+    };
+    let outcome = async move {
+        let unread = |_| Err(unread("the rows were dropped unread".to_owned()));
+        Ok::<_, wasmtime::Error>(outcome.await.unwrap_or_else(unread))
+    };
+    accessor.with(|mut access| {
+        let rows = StreamReader::new(&mut access, rows)?;
+        Ok((rows, FutureReader::new(&mut access, outcome)?))
+    })
+}
+
+/// Rows, and perhaps an error after them.
 type Source<R, E> = Pin<Box<dyn Stream<Item = Result<R, E>> + Send>>;
 
-/// Rows on their way into a component.
-pub(crate) struct Rows<R, E> {
-    /// `None` when it has ended, and with it whatever it holds of the database.
+struct Rows<R, E> {
+    /// `None` once it has ended, and with it what it holds of the database.
     source: Option<Source<R, E>>,
     outcome: Option<oneshot::Sender<Result<(), E>>>,
 }
 
-/// The stream and the future. `lost` is the outcome of rows that were not read to their end.
-pub(crate) fn split<R, E>(
-    source: impl Stream<Item = Result<R, E>> + Send + 'static,
-    lost: impl FnOnce() -> E + Send + 'static,
-) -> (
-    Rows<R, E>,
-    impl Future<Output = wasmtime::Result<Result<(), E>>> + Send + 'static,
-)
-where
-    E: Send + 'static,
-{
-    let (sender, outcome) = oneshot::channel();
-    let rows = Rows {
-        source: Some(Box::pin(source)),
-        outcome: Some(sender),
-    };
-    (rows, async move {
-        Ok(outcome.await.unwrap_or_else(|_| Err(lost())))
-    })
-}
-
 impl<R, E> Rows<R, E> {
-    /// Rows that have come, at least one unless they have ended.
+    /// The rows that have arrived, at least one unless they have ended.
     fn poll_batch(&mut self, cx: &mut Context<'_>) -> Poll<Vec<R>> {
         let mut batch = Vec::new();
         while let Some(source) = &mut self.source
@@ -63,7 +73,7 @@ impl<R, E> Rows<R, E> {
                 Poll::Pending if batch.is_empty() => return Poll::Pending,
                 Poll::Pending => break,
             };
-            // A connection goes back to its pool first: whoever hears the outcome may want it next.
+            // First a connection goes back to its pool: whoever receives the outcome may need it.
             self.source = None;
             if let Some(sender) = self.outcome.take() {
                 let _ = sender.send(outcome);
@@ -84,8 +94,7 @@ impl<D, R: Send + Sync + 'static, E: Send + 'static> StreamProducer<D> for Rows<
         mut destination: Destination<'a, R, VecBuffer<R>>,
         finish: bool,
     ) -> Poll<wasmtime::Result<StreamResult>> {
-        // A reader that asks for nothing wants to know whether it is worth asking:
-        // a row taken for it might be lost.
+        // A read of no rows only waits for the stream to be ready: a row taken for it might be lost.
         if destination.remaining(store) == Some(0) {
             return Poll::Ready(Ok(StreamResult::Completed));
         }

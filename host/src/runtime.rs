@@ -1,5 +1,4 @@
-//! The threads that a host runs on: one for each core, each with a runtime of its own, and that of
-//! whoever starts it.
+//! The threads of a host: one for each core, each with its own runtime, and that of the caller.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -7,35 +6,12 @@ use std::thread::available_parallelism;
 
 use tokio::runtime::{Builder, Runtime};
 
-/// As many as there are cores.
+/// One thread for each core.
 pub fn default_threads() -> NonZeroUsize {
     available_parallelism().unwrap_or(NonZeroUsize::MIN)
 }
 
-/// A runtime whose tasks stay on the thread that it is made for.
+/// A runtime whose tasks stay on the thread that drives it.
 pub fn new() -> io::Result<Runtime> {
     Builder::new_current_thread().enable_all().build()
-}
-
-/// One that waits for nothing at its end: a statement of SQLite's, say, cannot be cut off.
-pub(crate) struct Background(Option<Runtime>);
-
-impl Background {
-    pub(crate) fn new() -> io::Result<Self> {
-        new().map(Some).map(Self)
-    }
-
-    pub(crate) fn block_on(&self, future: impl Future<Output = ()>) {
-        if let Some(runtime) = &self.0 {
-            runtime.block_on(future);
-        }
-    }
-}
-
-impl Drop for Background {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
-            runtime.shutdown_background();
-        }
-    }
 }

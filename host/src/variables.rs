@@ -1,28 +1,30 @@
-//! Variables: the manifest's `{{ templates }}`, what overrides their defaults, and
+//! Variables: the manifest's `{{ templates }}`, the values that override defaults, and
 //! `spin:variables` for the component.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use wasmtime::component::{Accessor, HasData};
+use wasmtime::component::Accessor;
 
 use crate::component::bindings::spin::variables::variables;
-use crate::instance::Instance;
+use crate::instance::{Instance, Spin, services};
 use crate::manifest::Manifest;
 
 /// Text with `{{ name }}` in it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Template(Vec<Part>);
+#[derive(Debug, Clone)]
+pub(crate) struct Template {
+    pub(crate) text: String,
+    parts: Vec<Part>,
+}
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 enum Part {
     Text(String),
     Variable(String),
 }
 
 impl Template {
-    /// Splits `text` into literal parts and names.
-    pub fn parse(text: &str) -> Result<Self> {
+    pub(crate) fn parse(text: &str) -> Result<Self> {
         let mut parts = Vec::new();
         let mut rest = text;
         while let Some((before, after)) = rest.split_once("{{") {
@@ -38,57 +40,46 @@ impl Template {
         if !rest.is_empty() {
             parts.push(Part::Text(rest.to_owned()));
         }
-        Ok(Self(parts))
+        Ok(Self {
+            text: text.to_owned(),
+            parts,
+        })
     }
 
-    /// Whether no variable occurs in it.
-    pub fn is_literal(&self) -> bool {
+    pub(crate) fn is_literal(&self) -> bool {
         self.names().next().is_none()
     }
 
-    /// The variables that it names.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().filter_map(|part| match part {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.parts.iter().filter_map(|part| match part {
             Part::Variable(name) => Some(name.as_str()),
             Part::Text(_) => None,
         })
     }
 
     fn fill(&self, values: &BTreeMap<String, String>) -> Result<String> {
-        self.0.iter().try_fold(String::new(), |text, part| {
-            Ok(text
-                + match part {
-                    Part::Text(part) => part,
-                    Part::Variable(name) => values
-                        .get(name)
-                        .with_context(|| format!("unknown variable `{name}`"))?,
-                })
-        })
+        let filled = self.parts.iter().map(|part| match part {
+            Part::Text(text) => Ok(text.as_str()),
+            Part::Variable(name) => values
+                .get(name)
+                .map(String::as_str)
+                .with_context(|| format!("unknown variable `{name}`")),
+        });
+        filled.collect()
     }
 }
 
-impl std::fmt::Display for Template {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.iter().try_for_each(|part| match part {
-            Part::Text(text) => f.write_str(text),
-            Part::Variable(name) => write!(f, "{{{{ {name} }}}}"),
-        })
-    }
-}
-
-/// The environment variable that Spin, and this host, reads for a variable.
+/// The environment variable from which Spin, and this host, reads a variable.
 pub fn environment_name(name: &str) -> String {
     format!("SPIN_VARIABLE_{}", name.to_ascii_uppercase())
 }
 
-/// Lower-case letters, digits and single underscores, as Spin has it.
+/// Lower-case letters, digits and single underscores, as in Spin.
 pub(crate) fn check_name(name: &str) -> Result<()> {
+    let is_allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
     let reason = if name.is_empty() {
         "it is empty"
-    } else if !name
-        .chars()
-        .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
-    {
+    } else if !name.chars().all(is_allowed) {
         "only lower-case letters, digits and underscores are allowed"
     } else if !name.starts_with(|c: char| c.is_ascii_lowercase()) {
         "it must start with a letter"
@@ -100,64 +91,40 @@ pub(crate) fn check_name(name: &str) -> Result<()> {
     bail!("{name:?} is no variable name: {reason}")
 }
 
-/// The values in force: the application's variables, and the component's view of them.
+/// The values of one run.
 pub struct Variables {
     application: BTreeMap<String, String>,
     component: BTreeMap<String, String>,
 }
 
-// A `Debug` that showed values would show passwords.
-impl std::fmt::Debug for Variables {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_set()
-            .entries(self.application.keys())
-            .finish_non_exhaustive()
-    }
-}
-
 impl Variables {
-    /// Defaults from the manifest, overridden by `overrides`.
+    /// Takes `overrides`, then the manifest's defaults. An override that the manifest does not
+    /// declare, and a required variable without a value, are errors.
     pub fn resolve(manifest: &Manifest, overrides: &BTreeMap<String, String>) -> Result<Self> {
+        let declared = manifest.variables();
         for name in overrides.keys() {
             check_name(name)?;
             ensure!(
-                manifest.variables().contains_key(name),
+                declared.contains_key(name),
                 "no variable `{name}` in the manifest; it has: {}",
-                manifest
-                    .variables()
-                    .keys()
-                    .map(String::as_str)
-                    .collect::<Vec<_>>()
-                    .join(", "),
+                Vec::from_iter(declared.keys().map(String::as_str)).join(", "),
             );
         }
-        let application = manifest
-            .variables()
-            .iter()
-            .map(|(name, variable)| {
-                let value = overrides
-                    .get(name)
-                    .or(variable.default.as_ref())
-                    .with_context(|| {
-                        format!(
-                            "variable `{name}` is required: set {}",
-                            environment_name(name)
-                        )
-                    })?;
-                Ok((name.clone(), value.clone()))
-            })
-            .collect::<Result<BTreeMap<_, _>>>()?;
-        let component = manifest
-            .component_variables()
-            .iter()
-            .map(|(name, template)| {
-                let value = template.fill(&application);
-                Ok((
-                    name.clone(),
-                    value.with_context(|| format!("in variable `{name}`"))?,
-                ))
-            })
-            .collect::<Result<BTreeMap<_, _>>>()?;
+        let application = declared.iter().map(|(name, default)| {
+            let value = overrides.get(name).or(default.as_ref());
+            let value = value.with_context(|| {
+                let environment = environment_name(name);
+                format!("variable `{name}` is required: set {environment}")
+            })?;
+            Ok((name.clone(), value.clone()))
+        });
+        let application = application.collect::<Result<_>>()?;
+        let component = manifest.component_variables.iter().map(|(name, template)| {
+            let value = template.fill(&application);
+            let value = value.with_context(|| format!("in variable `{name}`"))?;
+            Ok((name.clone(), value))
+        });
+        let component = component.collect::<Result<_>>()?;
         Ok(Self {
             application,
             component,
@@ -174,16 +141,9 @@ impl Variables {
     }
 }
 
-/// `spin:variables` on an instance.
-pub(crate) struct SpinVariables;
-
-impl HasData for SpinVariables {
-    type Data<'a> = &'a mut Instance;
-}
-
 impl variables::Host for &mut Instance {}
 
-impl<T: Send> variables::HostWithStore<T> for SpinVariables {
+impl<T: Send> variables::HostWithStore<T> for Spin {
     async fn get(
         accessor: &Accessor<T, Self>,
         name: String,
@@ -191,11 +151,9 @@ impl<T: Send> variables::HostWithStore<T> for SpinVariables {
         if let Err(error) = check_name(&name) {
             return Ok(Err(variables::Error::InvalidName(error.to_string())));
         }
-        Ok(accessor.with(|mut access| {
-            let values = &access.get().services.variables.component;
-            values.get(&name).cloned().ok_or_else(|| {
-                variables::Error::Undefined(format!("the component has no variable {name:?}"))
-            })
+        let values = &services(accessor).variables.component;
+        Ok(values.get(&name).cloned().ok_or_else(|| {
+            variables::Error::Undefined(format!("the component has no variable {name:?}"))
         }))
     }
 }

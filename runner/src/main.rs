@@ -81,7 +81,7 @@ fn explain_address_in_use(error: anyhow::Error) -> anyhow::Error {
 }
 
 async fn stop(host: Host, mut signals: Signals, drain: Duration) {
-    match host.open_turns() {
+    match host.open_requests() {
         0 => println!("stopping"),
         open => println!(
             "stopping: {open} {} being finished first, for {} s at most (the same signal again stops at once)",

@@ -10,56 +10,41 @@ use wasmtime::{
 use wasmtime_wasi_http::handler::ProxyPre;
 use wasmtime_wasi_http::p3::bindings::ServicePre;
 
-use crate::instance::Instance;
+use crate::instance::{Instance, Spin};
 use crate::manifest::Manifest;
 
 pub(crate) mod bindings;
 mod cache;
 
-/// How many instances can live at once. Each serves many requests, so this is room for
-/// thousands of streams; it reserves address space, not memory.
+/// Concurrent instances. Each serves many requests, so this is room for thousands of streams; it
+/// reserves address space, not memory.
 const INSTANCES: u32 = 512;
 
-/// Bytes of a memory or a table that stay with a slot between two instances.
+/// Bytes of a memory or a table that a slot keeps between two instances.
 const KEEP_RESIDENT: usize = 1 << 20;
 
 /// A compiled component with its manifest. Cheap to clone; any number of hosts can run it.
 #[derive(Clone)]
-pub struct Program(Arc<Inner>);
-
-struct Inner {
-    engine: Engine,
+pub struct Program {
+    pub(crate) engine: Engine,
     service: ServicePre<Instance>,
-    manifest: Manifest,
-}
-
-impl std::fmt::Debug for Program {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Program")
-            .field(&self.0.manifest.source())
-            .finish()
-    }
+    pub(crate) manifest: Arc<Manifest>,
 }
 
 impl Program {
-    /// Compiles the manifest's component, or takes it from the cache beside the `.wasm`.
+    /// Compiles the manifest's component, or loads it from the cache beside the `.wasm`.
     pub fn load(manifest: &Manifest) -> Result<Self> {
         let source = manifest.source();
-        let wasm = std::fs::read(source).with_context(|| {
-            format!(
-                "cannot read the component {}: has it been built?",
-                source.display()
-            )
-        })?;
+        let shown = source.display();
+        let wasm = std::fs::read(source)
+            .with_context(|| format!("cannot read the component {shown}: has it been built?"))?;
         let engine = engine()?;
         let component = match cache::load(&engine, source, &wasm) {
             Some(component) => component,
             None => {
                 let component = Component::from_binary(&engine, &wasm)
                     .map_err(anyhow::Error::from)
-                    .with_context(|| {
-                        format!("{} is no component that can be compiled", source.display())
-                    })?;
+                    .with_context(|| format!("{shown} is no component that can be compiled"))?;
                 let _ = cache::store(&engine, source, &wasm, &component);
                 component
             }
@@ -69,25 +54,16 @@ impl Program {
             .instantiate_pre(&component)
             .and_then(ServicePre::new)
             .map_err(anyhow::Error::from)
-            .with_context(|| format!("{} does not fit this host", source.display()))?;
-        Ok(Self(Arc::new(Inner {
+            .with_context(|| format!("{shown} does not fit this host"))?;
+        Ok(Self {
             engine,
             service,
-            manifest: manifest.clone(),
-        })))
-    }
-
-    /// The manifest that it came from.
-    pub fn manifest(&self) -> &Manifest {
-        &self.0.manifest
-    }
-
-    pub(crate) fn engine(&self) -> &Engine {
-        &self.0.engine
+            manifest: Arc::new(manifest.clone()),
+        })
     }
 
     pub(crate) fn service(&self) -> ProxyPre<Instance> {
-        ProxyPre::P3(self.0.service.clone())
+        ProxyPre::P3(self.service.clone())
     }
 }
 
@@ -100,13 +76,13 @@ fn engine() -> Result<Engine> {
         .total_tables(INSTANCES * 4)
         .total_stacks(INSTANCES * 4)
         .max_unused_warm_slots(16)
-        // What an instance has written to is reset in place: the next one does not fault it in again.
+        // Pages that an instance has written are reset in place: the next one does not fault them in.
         .linear_memory_keep_resident(KEEP_RESIDENT)
         .table_keep_resident(KEEP_RESIDENT)
         .pagemap_scan(Enabled::Auto);
     let mut config = Config::new();
     if cfg!(debug_assertions) {
-        // The compiler was not optimised either: the less it does the better.
+        // The compiler was not optimised either: the less it does, the better.
         config.cranelift_opt_level(OptLevel::None);
     }
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
@@ -121,21 +97,12 @@ fn engine() -> Result<Engine> {
         .context("cannot set up the WebAssembly engine")
 }
 
-/// WASI 0.2, which Rust's standard library imports, beside 0.3, and Spin's interfaces.
+/// WASI 0.2, which Rust's standard library imports, WASI 0.3, and Spin's interfaces.
 fn linker(engine: &Engine) -> Result<Linker<Instance>> {
     let mut linker = Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi::p3::add_to_linker(&mut linker)?;
     wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
-    let spin = &mut linker;
-    bindings::spin::variables::variables::add_to_linker::<_, crate::variables::SpinVariables>(
-        spin,
-        |it| it,
-    )?;
-    bindings::spin::postgres::postgres::add_to_linker::<_, crate::postgres::SpinPostgres>(
-        spin,
-        |it| it,
-    )?;
-    bindings::spin::sqlite::sqlite::add_to_linker::<_, crate::sqlite::SpinSqlite>(spin, |it| it)?;
+    bindings::Spin::add_to_linker::<_, Spin>(&mut linker, |it| it)?;
     Ok(linker)
 }

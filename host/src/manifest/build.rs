@@ -1,33 +1,42 @@
-//! The component's build command, after a look at whether its target is installed.
+//! The component's build commands, preceded by a check that their target is installed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
-
-use super::file::Commands;
+use serde::Deserialize;
 
 /// What components are compiled for.
 const TARGET: &str = "wasm32-wasip2";
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Deserialize)]
 pub(super) struct Build {
-    pub(super) command: Commands,
-    pub(super) dir: PathBuf,
+    command: Commands,
+    #[serde(default)]
+    workdir: PathBuf,
+}
+
+/// One command, or several that run one after the other.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+enum Commands {
+    One(String),
+    Several(Vec<String>),
 }
 
 impl Build {
-    pub(super) fn run(&self) -> Result<()> {
+    /// Runs the commands; `workdir` is relative to `dir`.
+    pub(super) fn run(&self, dir: &Path) -> Result<()> {
+        let dir = dir.join(&self.workdir);
         let commands = match &self.command {
             Commands::One(command) => std::slice::from_ref(command),
             Commands::Several(commands) => commands,
         };
         if commands.iter().any(|command| command.contains(TARGET)) {
-            self.install_target()?;
+            install_target(&dir)?;
         }
         for command in commands {
-            let status = self
-                .in_dir(if cfg!(windows) { "cmd" } else { "sh" })
+            let status = in_dir(if cfg!(windows) { "cmd" } else { "sh" }, &dir)
                 .args([if cfg!(windows) { "/C" } else { "-c" }, command])
                 .status()
                 .with_context(|| format!("cannot run the build command `{command}`"))?;
@@ -38,45 +47,43 @@ impl Build {
         }
         Ok(())
     }
+}
 
-    /// Without the target, cargo's own message speaks of a missing crate `core`.
-    fn install_target(&self) -> Result<()> {
-        if self.target_is_installed() {
-            return Ok(());
-        }
-        let added = self
-            .in_dir("rustup")
-            .args(["target", "add", TARGET])
-            .status();
-        match added {
-            Ok(status) if status.success() => Ok(()),
-            Ok(status) => bail!("`rustup target add {TARGET}` failed ({status})"),
-            Err(_) => bail!(
-                "the Rust target {TARGET} is not installed, and there is no rustup to add it: \
-                 install rustup, or your distribution's package of the standard library for {TARGET}"
-            ),
-        }
+/// Without the target, cargo's own message is about a missing crate `core`.
+fn install_target(dir: &Path) -> Result<()> {
+    if is_target_installed(dir) {
+        return Ok(());
     }
+    let rustup = in_dir("rustup", dir)
+        .args(["target", "add", TARGET])
+        .status();
+    match rustup {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => bail!("`rustup target add {TARGET}` failed ({status})"),
+        Err(_) => bail!(
+            "the Rust target {TARGET} is not installed, and there is no rustup to add it: \
+             install rustup, or your distribution's package of the standard library for {TARGET}"
+        ),
+    }
+}
 
-    /// Asks rustc, which knows for installations without rustup too.
-    fn target_is_installed(&self) -> bool {
-        let output = self
-            .in_dir("rustc")
-            .args(["--print", "target-libdir", "--target", TARGET])
-            .stderr(Stdio::null())
-            .output();
-        output.is_ok_and(|output| {
-            let dir = String::from_utf8_lossy(&output.stdout);
-            output.status.success() && PathBuf::from(dir.trim()).is_dir()
-        })
-    }
+/// Asks rustc, which also knows for installations without rustup.
+fn is_target_installed(dir: &Path) -> bool {
+    let output = in_dir("rustc", dir)
+        .args(["--print", "target-libdir", "--target", TARGET])
+        .stderr(Stdio::null())
+        .output();
+    output.is_ok_and(|output| {
+        let libdir = String::from_utf8_lossy(&output.stdout);
+        output.status.success() && Path::new(libdir.trim()).is_dir()
+    })
+}
 
-    fn in_dir(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        // A manifest named without a directory has an empty one, which is no place to go to.
-        if !self.dir.as_os_str().is_empty() {
-            command.current_dir(&self.dir);
-        }
-        command
+fn in_dir(program: &str, dir: &Path) -> Command {
+    let mut command = Command::new(program);
+    // A manifest named without a directory has an empty one, which cannot be changed to.
+    if !dir.as_os_str().is_empty() {
+        command.current_dir(dir);
     }
+    command
 }

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use super::build::Build;
+
 #[derive(Deserialize)]
 pub(super) struct File {
     pub(super) spin_manifest_version: u32,
@@ -44,8 +46,8 @@ pub(super) struct Variable {
     pub(super) default: Option<String>,
     #[serde(default)]
     pub(super) required: bool,
-    #[serde(default)]
-    pub(super) secret: bool,
+    #[serde(rename = "secret")]
+    _secret: Option<bool>,
     #[serde(rename = "description")]
     _description: Option<String>,
 }
@@ -65,18 +67,4 @@ pub(super) struct Component {
     _description: Option<String>,
     #[serde(rename = "tool")]
     _tool: Option<IgnoredAny>,
-}
-
-#[derive(Deserialize)]
-pub(super) struct Build {
-    pub(super) command: Commands,
-    pub(super) workdir: Option<PathBuf>,
-}
-
-/// One command or several, run in turn.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
-pub(super) enum Commands {
-    One(String),
-    Several(Vec<String>),
 }

@@ -1,95 +1,77 @@
-//! `allowed_outbound_hosts`: what a component may connect to, by Spin's rules.
+//! `allowed_outbound_hosts`: what a component may connect to, by Spin's rules. Makes no connection.
 //!
 //! An entry is `scheme://host:port`. `*` stands for any scheme, any host, any port or any
 //! subdomain (`*.example.com`); a host may be a network (`10.0.0.0/8`), a port a range
 //! (`8000..9000`, the end excluded). An entry whose variables leave it empty is skipped.
-//! One that does not parse closes *all* the ways out: the component is not to run with
-//! less of a fence than was meant.
+//! One that does not parse blocks *every* outbound connection: the component must not run with
+//! fewer restrictions than were meant.
 
 use std::net::IpAddr;
 use std::ops::Range;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use ipnet::IpNet;
 use url::Host;
 
 use crate::manifest::Manifest;
 use crate::variables::Variables;
 
 /// The entries, or why there are none.
-#[derive(Debug)]
 pub(crate) struct AllowedHosts(Result<Vec<Entry>, String>);
 
 impl AllowedHosts {
     pub(crate) fn resolve(manifest: &Manifest, variables: &Variables) -> Self {
-        let entries = manifest
-            .allowed_outbound_hosts()
-            .iter()
-            .filter_map(|template| {
-                let text = match variables.fill(template) {
-                    Ok(text) => text,
-                    Err(error) => return Some(Err(error)),
-                };
-                let skipped = matches!(text.as_str(), "" | "http://" | "https://");
-                if skipped && !template.is_literal() {
-                    return None;
-                }
-                // The value is left out: a variable in it may be a secret.
-                Some(
-                    Entry::parse(&text)
-                        .with_context(|| format!("allowed_outbound_hosts entry \"{template}\"")),
-                )
-            });
-        Self(
-            entries
-                .collect::<Result<_>>()
-                .map_err(|error| format!("{error:#}")),
-        )
+        let entries = manifest.allowed_outbound_hosts.iter().map(|template| {
+            let text = variables.fill(template)?;
+            let is_empty = matches!(text.as_str(), "" | "http://" | "https://");
+            if is_empty && !template.is_literal() {
+                return Ok(None);
+            }
+            // The message has the template, not the text: a variable in it may be a secret.
+            let entry = Entry::parse(&text)
+                .with_context(|| format!("allowed_outbound_hosts entry \"{}\"", template.text))?;
+            Ok(Some(entry))
+        });
+        Self::new(entries.filter_map(Result::transpose))
     }
 
-    /// Why nothing at all is allowed, where an entry does not parse.
+    fn new(entries: impl Iterator<Item = Result<Entry>>) -> Self {
+        let entries = entries.collect::<Result<_>>();
+        Self(entries.map_err(|error| format!("{error:#}")))
+    }
+
+    /// Why nothing at all is allowed, if an entry does not parse.
     pub(crate) fn broken(&self) -> Option<&str> {
         self.0.as_ref().err().map(String::as_str)
     }
 
-    /// Whether a connection may be made; an error where the entries are broken.
+    /// Whether a connection may be made; an error if the entries are broken.
     pub(crate) fn allow(&self, scheme: &str, host: &str, port: Option<u16>) -> Result<bool> {
-        let entries = match &self.0 {
-            Ok(entries) => entries,
-            Err(broken) => bail!("no outbound call is allowed: {broken}"),
-        };
+        let entries = self.0.as_ref();
+        let entries = entries.map_err(|broken| anyhow!("no outbound call is allowed: {broken}"))?;
         let Ok(host) = Host::parse(host) else {
             return Ok(false);
         };
         let port = port.or_else(|| default_port(scheme));
-        Ok(entries.iter().any(|entry| {
-            entry
-                .scheme
-                .as_ref()
-                .is_none_or(|allowed| allowed == scheme)
-                && entry.host.allows(&host)
-                && entry
-                    .ports
-                    .as_ref()
-                    .is_none_or(|ports| port.is_some_and(|port| ports.contains(&port)))
-        }))
+        Ok(entries
+            .iter()
+            .any(|entry| entry.allows(scheme, &host, port)))
     }
 }
 
 /// `None` is `*`.
-#[derive(Debug)]
 struct Entry {
     scheme: Option<String>,
     host: HostPattern,
     ports: Option<Range<u16>>,
 }
 
-#[derive(Debug)]
 enum HostPattern {
     Any,
     /// Requests to the application itself, which this host does not chain.
     Itself,
     Subdomain(String),
-    Network(IpAddr, u8),
+    Network(IpNet),
     Exact(Host),
 }
 
@@ -116,6 +98,13 @@ impl Entry {
             ports: parse_ports(port, scheme)?,
         })
     }
+
+    fn allows(&self, scheme: &str, host: &Host, port: Option<u16>) -> bool {
+        let in_range = |ports: &Range<u16>| port.is_some_and(|port| ports.contains(&port));
+        self.scheme.as_ref().is_none_or(|allowed| allowed == scheme)
+            && self.host.allows(host)
+            && self.ports.as_ref().is_none_or(in_range)
+    }
 }
 
 fn parse_ports(port: &str, scheme: &str) -> Result<Option<Range<u16>>> {
@@ -138,14 +127,8 @@ impl HostPattern {
             "self" | "self.alt" => return Ok(Self::Itself),
             _ => {}
         }
-        if let Some((address, length)) = host.split_once('/')
-            && let (Ok(address), Ok(length)) = (address.parse::<IpAddr>(), length.parse::<u8>())
-        {
-            ensure!(
-                length <= if address.is_ipv4() { 32 } else { 128 },
-                "its network is too narrow"
-            );
-            return Ok(Self::Network(address, length));
+        if let Ok(network) = host.parse() {
+            return Ok(Self::Network(network));
         }
         let host = host.strip_suffix('/').unwrap_or(host);
         ensure!(!host.contains('/'), "it must not have a path");
@@ -167,34 +150,20 @@ impl HostPattern {
     }
 
     fn allows(&self, host: &Host) -> bool {
-        let address = match host {
-            Host::Domain(_) => None,
-            Host::Ipv4(address) => Some(IpAddr::V4(*address)),
-            Host::Ipv6(address) => Some(IpAddr::V6(*address)),
-        };
         match self {
             Self::Any => true,
             Self::Itself => false,
             Self::Subdomain(suffix) => {
                 matches!(host, Host::Domain(domain) if domain.ends_with(suffix))
             }
-            Self::Network(network, length) => {
-                address.is_some_and(|it| is_in(it, *network, *length))
-            }
+            Self::Network(network) => match host {
+                Host::Domain(_) => false,
+                Host::Ipv4(address) => network.contains(&IpAddr::V4(*address)),
+                Host::Ipv6(address) => network.contains(&IpAddr::V6(*address)),
+            },
             Self::Exact(exact) => host == exact,
         }
     }
-}
-
-fn is_in(address: IpAddr, network: IpAddr, length: u8) -> bool {
-    // Left-aligned, so that one shift serves both families.
-    let bits = |address: IpAddr| match address {
-        IpAddr::V4(address) => u128::from(address.to_bits()) << 96,
-        IpAddr::V6(address) => address.to_bits(),
-    };
-    let host_bits = 128 - u32::from(length);
-    address.is_ipv4() == network.is_ipv4()
-        && bits(address).checked_shr(host_bits) == bits(network).checked_shr(host_bits)
 }
 
 fn default_port(scheme: &str) -> Option<u16> {
@@ -214,81 +183,29 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
 
-    fn allowed(entries: &[&str]) -> AllowedHosts {
-        let entries = entries
-            .iter()
-            .map(|entry| Entry::parse(entry))
-            .collect::<Result<_>>();
-        AllowedHosts(entries.map_err(|error| format!("{error:#}")))
+    fn hosts(entries: &[&str]) -> AllowedHosts {
+        AllowedHosts::new(entries.iter().map(|entry| Entry::parse(entry)))
     }
 
     #[test]
     fn an_entry_allows_what_it_allows_in_spin() {
-        for (entry, scheme, host, port, allow) in [
-            (
-                "http://localhost:11434",
-                "http",
-                "localhost",
-                Some(11434),
-                true,
-            ),
-            (
-                "http://localhost:11434/",
-                "http",
-                "LOCALHOST",
-                Some(11434),
-                true,
-            ),
-            (
-                "http://localhost:11434",
-                "https",
-                "localhost",
-                Some(11434),
-                false,
-            ),
-            (
-                "http://localhost:11434",
-                "http",
-                "127.0.0.1",
-                Some(11434),
-                false,
-            ),
-            ("http://localhost:11434", "http", "localhost", None, false),
-            ("http://example.com", "http", "example.com", None, true),
-            ("http://example.com", "http", "example.com", Some(80), true),
-            ("http://example.com", "http", "example.com", Some(81), false),
-            (
-                "https://example.com/",
-                "https",
-                "example.com",
-                Some(443),
-                true,
-            ),
+        for (entry, scheme, host, port, allowed) in [
+            ("http://host:11434", "http", "host", Some(11434), true),
+            ("http://host:11434/", "http", "HOST", Some(11434), true),
+            ("http://host:11434", "https", "host", Some(11434), false),
+            ("http://localhost:1", "http", "127.0.0.1", Some(1), false),
+            ("http://host:11434", "http", "host", None, false),
+            ("http://a.example", "http", "a.example", None, true),
+            ("http://a.example", "http", "a.example", Some(80), true),
+            ("http://a.example", "http", "a.example", Some(81), false),
+            ("https://a.example/", "https", "a.example", Some(443), true),
             ("postgres://db", "postgres", "db", None, true),
-            (
-                "postgres://localhost:*",
-                "postgres",
-                "localhost",
-                Some(1),
-                true,
-            ),
+            ("postgres://host:*", "postgres", "host", Some(1), true),
             ("*://*:*", "anything", "any.where", None, true),
-            ("*://example.com:7", "http", "example.com", Some(7), true),
-            (
-                "https://*.example.com",
-                "https",
-                "a.b.example.com",
-                None,
-                true,
-            ),
-            ("https://*.example.com", "https", "example.com", None, false),
-            (
-                "https://*.example.com",
-                "https",
-                "badexample.com",
-                None,
-                false,
-            ),
+            ("*://a.example:7", "http", "a.example", Some(7), true),
+            ("https://*.example", "https", "a.b.example", None, true),
+            ("https://*.a.example", "https", "a.example", None, false),
+            ("https://*.a.example", "https", "ba.example", None, false),
             ("http://h:8000..9000", "http", "h", Some(8000), true),
             ("http://h:8000..9000", "http", "h", Some(9000), false),
             ("http://[::1]:80", "http", "[::1]", Some(80), true),
@@ -299,13 +216,13 @@ mod tests {
             ("http://0.0.0.0/0:80", "http", "11.1.2.3", None, true),
             ("http://self", "http", "self", None, false),
         ] {
-            let result = allowed(&[entry]).allow(scheme, host, port).unwrap();
-            assert_eq!(result, allow, "{entry} {scheme} {host} {port:?}");
+            let result = hosts(&[entry]).allow(scheme, host, port).unwrap();
+            assert_eq!(result, allowed, "{entry} {scheme} {host} {port:?}");
         }
     }
 
     #[test]
-    fn one_bad_entry_closes_every_way_out() {
+    fn one_bad_entry_blocks_every_connection() {
         for bad in [
             "",
             "*",
@@ -320,8 +237,9 @@ mod tests {
             "http://host:port",
             "http://a.*.b",
             "ht-tp://host",
+            "http://10.0.0.0/33",
         ] {
-            let hosts = allowed(&["http://good", bad]);
+            let hosts = hosts(&["http://good", bad]);
             assert!(hosts.broken().is_some(), "{bad}");
             assert!(hosts.allow("http", "good", None).is_err(), "{bad}");
         }

@@ -1,7 +1,7 @@
-//! A body in frames as large as what has come, instead of one for each chunk of the other side's.
+//! A body in frames as large as what has arrived, instead of one for each chunk of the server's.
 //!
-//! A model that is fast sends many small chunks in one segment. Handing a component each of them
-//! alone costs it a read, and most often a write, for each.
+//! A fast server sends many small chunks in one segment. Handing them to a component one by one costs
+//! it a read, and most often a write, for each.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -9,13 +9,13 @@ use std::task::{Context, Poll};
 use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
 
-/// Bytes gathered at most; a frame may be larger by itself.
-const MOST: usize = 16 * 1024;
+/// Bytes gathered at most; a single frame may be larger.
+const LIMIT: usize = 16 * 1024;
 
 /// `body`, gathered. Never waits for more than one frame.
 pub(super) struct Gathered<B: Body> {
     body: B,
-    /// What came after the bytes that were handed out and is none itself: trailers, an error, the end.
+    /// What followed the bytes that were handed out: trailers, an error, the end.
     after: Option<End<B>>,
 }
 
@@ -59,12 +59,12 @@ where
                 first = bytes;
             } else {
                 if gathered.is_empty() {
-                    gathered.reserve(MOST);
+                    gathered.reserve(LIMIT);
                     gathered.extend_from_slice(&first);
                 }
                 gathered.extend_from_slice(&bytes);
             }
-            if first.len().max(gathered.len()) >= MOST {
+            if first.len().max(gathered.len()) >= LIMIT {
                 break None;
             }
         };
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_come_is_one_frame_and_nothing_is_waited_for() {
+    fn what_has_arrived_is_one_frame_and_nothing_is_waited_for() {
         let (sender, mut body) = body();
         for text in ["a", "", "b", "c"] {
             sender.send(data(text)).unwrap();
@@ -165,6 +165,6 @@ mod tests {
         while let Some(frame) = body.frame().now_or_never().unwrap() {
             sizes.push(frame.unwrap().into_data().unwrap().len());
         }
-        assert_eq!(sizes, [MOST, MOST, 8 * 1024]);
+        assert_eq!(sizes, [LIMIT, LIMIT, 8 * 1024]);
     }
 }

@@ -1,28 +1,28 @@
-//! Connections whose last response was read to its end, for the next request to the same place.
+//! Connections whose last response was read to its end, kept for the next request to the same
+//! endpoint.
 //!
-//! One that its other end has closed meanwhile is not handed out, and a request that such a
-//! connection did not take any more comes back unsent.
+//! A connection that the server has closed meanwhile is not handed out.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
 use hyper::client::conn::http1::SendRequest;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::Sending;
 use super::connect::Driver;
 
-/// Connections kept for one place.
-const KEPT: usize = 64;
+/// Connections kept for one endpoint.
+const MAX_IDLE: usize = 64;
 
-/// How long one is kept, as in hyper's own pool: what is between may have forgotten it by then.
-const LONGEST: Duration = Duration::from_secs(90);
+/// How long one is kept, as in hyper's own pool: a proxy on the way may have dropped it by then.
+const MAX_IDLE_TIME: Duration = Duration::from_secs(90);
 
-/// Where a connection leads to.
+/// What a connection is connected to.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub(super) struct Place {
+pub(super) struct Endpoint {
     pub(super) tls: bool,
     pub(super) host: String,
     pub(super) port: u16,
@@ -35,24 +35,24 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Whether it takes a request now.
+    /// Whether it can take a request now.
     fn is_idle(&mut self) -> bool {
         self.driver.poll_io(&mut Context::from_waker(Waker::noop()));
         self.driver.is_here() && self.sender.is_ready()
     }
 }
 
-/// The connections that wait.
+/// The idle connections.
 #[derive(Default)]
-pub(super) struct Idle(Mutex<HashMap<Place, Vec<(Instant, Connection)>>>);
+pub(super) struct Idle(Mutex<HashMap<Endpoint, Vec<(Instant, Connection)>>>);
 
 impl Idle {
-    /// The one that was used last, so that the others can grow old.
-    pub(super) fn take(&self, place: &Place) -> Option<Connection> {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let waiting = kept.get_mut(place)?;
-        while let Some((since, mut connection)) = waiting.pop() {
-            if since.elapsed() < LONGEST && connection.is_idle() {
+    /// Takes the one that was used last, so that the others can expire.
+    pub(super) fn take(&self, endpoint: &Endpoint) -> Option<Connection> {
+        let mut kept = self.0.lock();
+        let idle = kept.get_mut(endpoint)?;
+        while let Some((since, mut connection)) = idle.pop() {
+            if since.elapsed() < MAX_IDLE_TIME && connection.is_idle() {
                 return Some(connection);
             }
         }
@@ -60,19 +60,19 @@ impl Idle {
     }
 
     /// Keeps a connection, if it can be used again.
-    pub(super) fn put(&self, place: &Place, mut connection: Connection) {
+    pub(super) fn put(&self, endpoint: &Endpoint, mut connection: Connection) {
         if !connection.is_idle() {
             return;
         }
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let waiting = match kept.get_mut(place) {
-            Some(waiting) => waiting,
-            None => kept.entry(place.clone()).or_default(),
+        let mut kept = self.0.lock();
+        let idle = match kept.get_mut(endpoint) {
+            Some(idle) => idle,
+            None => kept.entry(endpoint.clone()).or_default(),
         };
-        let oldest = Instant::now().checked_sub(LONGEST);
-        waiting.retain(|(since, _)| oldest.is_none_or(|oldest| *since > oldest));
-        if waiting.len() < KEPT {
-            waiting.push((Instant::now(), connection));
+        let oldest = Instant::now().checked_sub(MAX_IDLE_TIME);
+        idle.retain(|(since, _)| oldest.is_none_or(|oldest| *since > oldest));
+        if idle.len() < MAX_IDLE {
+            idle.push((Instant::now(), connection));
         }
     }
 }

@@ -1,14 +1,14 @@
 //! Outbound HTTP, to hosts that the manifest allows.
 //!
-//! A connection serves one request at a time. It is driven by whoever waits for the response: first by the call, then by
-//! the reading of the body. So a chunk wakes the component without a task in between, and
-//! a body dropped unread takes its connection with it at once: that is the only way for a
-//! component to tell the other side to stop. One whose response was read to its end is used again.
+//! A connection serves one request at a time. It is driven by whoever waits for the response: first
+//! by the call, then by the reads of the body. So a chunk wakes the component without a task in
+//! between, and dropping a body closes its connection at once, which is a component's only way to
+//! tell the server to stop. A connection whose response was read to its end is used again.
 
 use std::collections::HashSet;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use tokio::net::TcpStream;
+use parking_lot::Mutex;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
@@ -26,14 +26,13 @@ mod gathered;
 mod idle;
 
 use allowed::AllowedHosts;
-use connect::Io;
 use gathered::Gathered;
-use idle::{Connection, Idle, Place};
+use idle::{Connection, Endpoint, Idle};
 
-/// Where a request sets no bound of its own, as in wasmtime's default.
+/// For a request that sets no timeout, as in wasmtime's default.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Where connections may lead, and how they are encrypted: the same for the whole host.
+/// What may be connected to, and how connections are encrypted: the same for the whole host.
 pub(crate) struct Rules {
     allowed: AllowedHosts,
     pub(crate) tls: Arc<rustls::ClientConfig>,
@@ -56,7 +55,7 @@ impl Rules {
         })
     }
 
-    /// Whether `scheme://host:port` is allowed. A refusal is explained, once a place.
+    /// Whether `scheme://host:port` is allowed. The log explains a refusal, once for each address.
     pub(crate) fn allow(
         &self,
         scheme: &str,
@@ -66,11 +65,10 @@ impl Rules {
         let allow = self.allowed.allow(scheme, host, port)?;
         if !allow {
             let port = port.map(|port| format!(":{port}")).unwrap_or_default();
-            let place = format!("{scheme}://{host}{port}");
-            let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-            if refused.insert(place.clone()) {
+            let address = format!("{scheme}://{host}{port}");
+            if self.refused.lock().insert(address.clone()) {
                 self.output.line(format_args!(
-                    "refused a connection to {place}: allowed_outbound_hosts in the manifest does not have it"
+                    "refused a connection to {address}: allowed_outbound_hosts in the manifest does not have it"
                 ));
             }
         }
@@ -100,26 +98,21 @@ impl Outbound {
         let uri = std::mem::take(request.uri_mut());
         let scheme = uri.scheme_str().ok_or(Error::HttpRequestUriInvalid)?;
         let host = uri.host().ok_or(Error::HttpRequestUriInvalid)?;
-        // Where the entries are broken the log says so; the component hears what Spin says.
+        // Where the entries are broken the log says so; the component gets Spin's error.
         let allowed = self.rules.allow(scheme, host, uri.port_u16());
         if !allowed.unwrap_or(false) {
             return Err(Error::HttpRequestDenied);
         }
         let tls = scheme == "https";
-        let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
-        // The address goes into the request line only where a proxy is addressed.
-        *request.uri_mut() = uri
-            .path_and_query()
-            .map_or(Ok(http::Uri::from_static("/")), |path| {
-                http::Uri::builder().path_and_query(path.clone()).build()
-            })
-            .map_err(|_| Error::HttpRequestUriInvalid)?;
-
-        let place = Place {
+        let endpoint = Endpoint {
             tls,
             host: host.to_owned(),
-            port,
+            port: uri.port_u16().unwrap_or(if tls { 443 } else { 80 }),
         };
+        // Only a request to a proxy has the address in its request line.
+        if let Some(path) = uri.into_parts().path_and_query {
+            *request.uri_mut() = path.into();
+        }
 
         let sent = Arc::new(AtomicBool::new(false));
         let (parts, body) = request.into_parts();
@@ -127,9 +120,9 @@ impl Outbound {
         let mut request = http::Request::from_parts(parts, body);
         let first_byte = options.first_byte_timeout.unwrap_or(DEFAULT_TIMEOUT);
         let (response, mut connection) = loop {
-            let (mut connection, is_new) = match self.idle.take(&place) {
+            let (mut connection, is_new) = match self.idle.take(&endpoint) {
                 Some(connection) => (connection, false),
-                None => (self.connect(&place, &options).await?, true),
+                None => (self.connect(&endpoint, &options).await?, true),
             };
             let sending = connection.sender.try_send_request(request);
             let response = timeout(first_byte, connection.driver.drive(sending))
@@ -138,7 +131,7 @@ impl Outbound {
             match response {
                 Ok(response) => break (response, connection),
                 Err(mut error) => match error.take_message() {
-                    // It was closed before it took the request.
+                    // The connection was closed before it took the request.
                     Some(unsent) if !is_new => request = unsent,
                     _ => return Err(error.into_error().into()),
                 },
@@ -146,63 +139,54 @@ impl Outbound {
         };
 
         if !sent.load(Ordering::Acquire) {
-            // The other side answers while it is still being sent to: that has to go on
-            // whether or not the answer is being read.
+            // The server responds while the request is still being sent, which has to go on
+            // whether or not the response is being read.
             connection.driver = connection.driver.spawn();
         }
-        let patience = options.between_bytes_timeout.unwrap_or(DEFAULT_TIMEOUT);
+        let between_bytes = options.between_bytes_timeout.unwrap_or(DEFAULT_TIMEOUT);
         let idle = self.idle.clone();
         Ok(response.map(|body| {
-            let incoming = Receiving {
+            let receiving = Receiving {
                 body,
                 connection: Some(connection),
-                place,
+                endpoint,
                 idle,
             };
             Bounded {
-                body: Gathered::new(incoming),
-                patience,
-                late: Box::pin(sleep(patience)),
+                body: Gathered::new(receiving),
+                between_bytes,
+                timer: Box::pin(sleep(between_bytes)),
             }
             .boxed_unsync()
         }))
     }
-}
 
-impl Outbound {
-    async fn connect(&self, place: &Place, options: &RequestOptions) -> Result<Connection, Error> {
+    async fn connect(
+        &self,
+        endpoint: &Endpoint,
+        options: &RequestOptions,
+    ) -> Result<Connection, Error> {
         let limit = options.connect_timeout.unwrap_or(DEFAULT_TIMEOUT);
-        let connecting = async {
-            let host = place.host.trim_matches(['[', ']']);
-            let stream = TcpStream::connect((host, place.port)).await;
-            let stream = stream.map_err(Error::Connect)?;
-            stream.set_nodelay(true).map_err(Error::Connect)?;
-            let io = if place.tls {
-                Io::tls(stream, &place.host, self.rules.tls.clone()).await?
-            } else {
-                Io::Plain(stream)
-            };
-            connect::handshake(io).await
-        };
-        timeout(limit, connecting)
+        let tls = endpoint.tls.then(|| self.rules.tls.clone());
+        timeout(limit, connect::connect(&endpoint.host, endpoint.port, tls))
             .await
             .map_err(|_| Error::ConnectionTimeout)?
     }
 }
 
-/// How long a request's head waits for the first of its body, to leave in one segment with it.
+/// How long the head of a request waits for the start of its body, to be sent in one segment.
 const HEAD_PATIENCE: Duration = Duration::from_millis(5);
 
-/// A request's body, which tells when hyper is through with it.
+/// The body of a request, which records when hyper has dropped it.
 struct Sending {
-    /// What has come of it already.
+    /// What was read of it already.
     first: Option<Result<Frame<Bytes>, Error>>,
     body: WasiBody,
     sent: Arc<AtomicBool>,
 }
 
 impl Sending {
-    /// Waits a moment for the body to begin.
+    /// Waits a moment for the start of the body.
     async fn begin(mut body: WasiBody, sent: Arc<AtomicBool>) -> Self {
         let first = match body.is_end_stream() {
             true => None,
@@ -238,23 +222,17 @@ impl Body for Sending {
 
     fn size_hint(&self) -> SizeHint {
         let first = self.first.as_ref().and_then(|first| first.as_ref().ok());
-        let first = first.and_then(Frame::data_ref).map_or(0, Bytes::len) as u64;
-        let rest = self.body.size_hint();
-        let mut hint = SizeHint::new();
-        hint.set_lower(rest.lower().saturating_add(first));
-        if let Some(upper) = rest.upper() {
-            hint.set_upper(upper.saturating_add(first));
-        }
-        hint
+        let first = first.and_then(Frame::data_ref).map_or(0, Bytes::len);
+        self.body.size_hint() + SizeHint::with_exact(first as u64)
     }
 }
 
-/// A response's body with its connection.
+/// The body of a response with its connection.
 struct Receiving {
     body: Incoming,
-    /// `None` once the body has come to its end.
+    /// `None` once the body has ended.
     connection: Option<Connection>,
-    place: Place,
+    endpoint: Endpoint,
     idle: Arc<Idle>,
 }
 
@@ -274,7 +252,7 @@ impl Body for Receiving {
         if frame.is_none()
             && let Some(connection) = this.connection.take()
         {
-            this.idle.put(&this.place, connection);
+            this.idle.put(&this.endpoint, connection);
         }
         Poll::Ready(frame.map(|frame| frame.map_err(Error::from)))
     }
@@ -288,11 +266,11 @@ impl Body for Receiving {
     }
 }
 
-/// A body with a bound on the silence between two of its frames.
+/// A body with a timeout between two of its frames.
 struct Bounded<B> {
     body: B,
-    patience: Duration,
-    late: Pin<Box<Sleep>>,
+    between_bytes: Duration,
+    timer: Pin<Box<Sleep>>,
 }
 
 impl<B: Body<Data = Bytes, Error = Error> + Unpin> Body for Bounded<B> {
@@ -306,13 +284,13 @@ impl<B: Body<Data = Bytes, Error = Error> + Unpin> Body for Bounded<B> {
         let this = self.get_mut();
         match Pin::new(&mut this.body).poll_frame(cx) {
             Poll::Ready(frame) => {
-                if let Some(late) = Instant::now().checked_add(this.patience) {
-                    this.late.as_mut().reset(late);
+                if let Some(deadline) = Instant::now().checked_add(this.between_bytes) {
+                    this.timer.as_mut().reset(deadline);
                 }
                 Poll::Ready(frame)
             }
             Poll::Pending => {
-                ready!(this.late.as_mut().poll(cx));
+                ready!(this.timer.as_mut().poll(cx));
                 Poll::Ready(Some(Err(Error::ConnectionReadTimeout)))
             }
         }
@@ -327,7 +305,7 @@ impl<B: Body<Data = Bytes, Error = Error> + Unpin> Body for Bounded<B> {
     }
 }
 
-/// The outbound side as `wasi:http` asks for it.
+/// The outbound side of `wasi:http`.
 pub(crate) struct Hooks(pub(crate) Arc<Outbound>);
 
 type Processing = Box<dyn Future<Output = Result<(), Error>> + Send>;
@@ -343,7 +321,7 @@ impl WasiHttpHooks for Hooks {
         let outbound = self.0.clone();
         Box::new(async move {
             let response = outbound.send(request, options.unwrap_or_default()).await?;
-            // The connection goes with the body: there is nothing left to wait for.
+            // The body holds the connection: there is nothing left to wait for.
             Ok((response, Box::new(async { Ok(()) }) as Processing))
         })
     }

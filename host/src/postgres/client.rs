@@ -1,8 +1,8 @@
-//! A client of a pool: its statements stay prepared, and what one use has left behind is gone before
+//! A pooled client: its statements stay prepared, and what one use leaves behind is cleaned up before
 //! the next.
 //!
-//! Spin prepares anew for each call and cleans a client when it is taken out. What a component
-//! sees is the same; here neither is a round trip that it waits for.
+//! Spin prepares each statement again and cleans a client when it leaves the pool. The component
+//! sees no difference, but here it waits for neither round trip.
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -22,15 +22,15 @@ use super::values::Parameter;
 /// Statements that a connection keeps prepared.
 const STATEMENTS: usize = 64;
 
-/// How long a client may take to end what was abandoned.
+/// How long a client may take to end an abandoned statement.
 const ENDING: Duration = Duration::from_secs(10);
 
-/// A client until it goes back to its pool.
+/// A client until it returns to its pool.
 pub(super) struct Client {
     object: Option<Object>,
-    /// Somebody has used it, and it was not cleaned since, or could not be.
+    /// It was used before and has not been cleaned since, or could not be.
     is_unclean: AtomicBool,
-    /// Statements whose end has not been seen, or was an error.
+    /// Statements whose end was not seen, or was an error.
     unfinished: AtomicUsize,
 }
 
@@ -43,7 +43,7 @@ impl Client {
         }
     }
 
-    /// Sends a statement. Whoever reads its rows to their end calls [`finished`](Self::finished) then.
+    /// Sends a statement. Call [`finished`](Self::finished) once its rows were read to their end.
     pub(super) async fn query(
         &self,
         statement: &str,
@@ -53,7 +53,7 @@ impl Client {
         if !self.is_unclean.swap(false, Ordering::Relaxed) {
             return self.send(statement, parameters).await;
         }
-        // Polled in this order, and sent in it: both leave at once, and the server cleans first.
+        // Polled in this order and so sent in it: one round trip, and the server cleans first.
         let cleaning = self.object().batch_execute(cleaning_query());
         let (cleaned, rows) = join(cleaning, self.send(statement, parameters)).await;
         if let Err(error) = cleaned {
@@ -63,7 +63,7 @@ impl Client {
         rows
     }
 
-    /// How many rows were affected.
+    /// Returns the number of affected rows.
     pub(super) async fn execute(
         &self,
         statement: &str,
@@ -75,25 +75,21 @@ impl Client {
         Ok(rows.rows_affected().unwrap_or(0))
     }
 
-    /// A statement has come to its end.
+    /// A statement has ended.
     pub(super) fn finished(&self) {
         self.unfinished.fetch_sub(1, Ordering::Relaxed);
     }
 
     async fn send(&self, statement: &str, parameters: &[Parameter]) -> Result<RowStream, Error> {
         let prepared = self.prepare(statement).await?;
-        let outcome = self
-            .object()
-            .query_raw(&prepared, references(parameters))
-            .await;
-        if !outcome.as_ref().is_err_and(is_stale) {
-            return outcome;
+        let client = self.object();
+        match client.query_raw(&prepared, references(parameters)).await {
+            Err(error) if is_stale(&error) => {}
+            outcome => return outcome,
         }
-        self.object().statement_cache.remove(statement, &[]);
+        client.statement_cache.remove(statement, &[]);
         let prepared = self.prepare(statement).await?;
-        self.object()
-            .query_raw(&prepared, references(parameters))
-            .await
+        client.query_raw(&prepared, references(parameters)).await
     }
 
     async fn prepare(&self, statement: &str) -> Result<Statement, Error> {
@@ -116,16 +112,16 @@ impl Drop for Client {
             return;
         };
         if *self.unfinished.get_mut() == 0 {
-            // Back into the pool.
+            // Dropping it returns it to the pool.
             return;
         }
-        let is_hopeless = *self.is_unclean.get_mut();
-        let (Ok(runtime), false) = (Handle::try_current(), is_hopeless) else {
+        let cleaning_failed = *self.is_unclean.get_mut();
+        let (Ok(runtime), false) = (Handle::try_current(), cleaning_failed) else {
             drop(Object::take(client));
             return;
         };
         runtime.spawn(async move {
-            // Refused in a transaction that has failed: such a client is not used again.
+            // The server refuses in a transaction that has failed: that client is not used again.
             let ended = timeout(ENDING, client.batch_execute(cleaning_query())).await;
             if !matches!(ended, Ok(Ok(()))) {
                 drop(Object::take(client));
@@ -143,8 +139,8 @@ fn references(parameters: &[Parameter]) -> impl ExactSizeIterator<Item = &(dyn T
     parameters.iter().map(|parameter| &**parameter as _)
 }
 
-/// Whether a statement has to be prepared anew, and was not run: somebody has discarded it, or
-/// changed the types of its columns.
+/// Whether a statement was not run and must be prepared again: it was discarded, or the types of its
+/// columns have changed.
 fn is_stale(error: &Error) -> bool {
     error.as_db_error().is_some_and(|error| {
         *error.code() == SqlState::INVALID_SQL_STATEMENT_NAME

@@ -1,9 +1,13 @@
-//! What the driver reports, as `spin:postgres` has it.
+//! The driver's errors as those of `spin:postgres`.
 
 use tokio_postgres::Error;
 use tokio_postgres::error::DbError;
 
 use crate::component::bindings::spin::postgres::postgres as wit;
+
+pub(super) fn text(text: String) -> wit::Error {
+    wit::Error::QueryFailed(wit::QueryError::Text(text))
+}
 
 /// An error of a statement: the server's own with its fields, any other as text.
 pub(super) fn query_failed(error: Error) -> wit::Error {
@@ -22,7 +26,7 @@ pub(super) fn query_failed(error: Error) -> wit::Error {
     })
 }
 
-/// What has no field of its own, under the names that Spin uses.
+/// What has no field in the interface, under the names that Spin uses.
 fn extras(error: &DbError) -> Vec<(String, String)> {
     let line = error.line().map(|line| line.to_string());
     [

@@ -1,4 +1,4 @@
-//! `spin:postgres`: one pool an address, one pooled client a connection resource.
+//! `spin:postgres`: a pool for each address, a pooled client for each connection resource.
 //!
 //! As in Spin, a client is cleaned between two uses, and a row stream keeps its client until
 //! it has been read to its end or dropped.
@@ -9,19 +9,20 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::Poll;
 
-use anyhow::{Context as _, Result};
+use anyhow::Context as _;
 use deadpool_postgres::{Manager, ManagerConfig, RecyclingMethod};
 use futures_util::{Stream, StreamExt as _, stream};
+use parking_lot::Mutex;
 use tokio_postgres::NoTls;
 use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
-use wasmtime::component::{Accessor, FutureReader, HasData, Resource, StreamReader};
+use wasmtime::component::{Accessor, FutureReader, Resource, StreamReader};
 
 use crate::component::bindings::spin::postgres::postgres as wit;
-use crate::instance::Instance;
+use crate::instance::{Instance, Spin, push, resource, services};
 use crate::outbound::Rules;
 use crate::rows;
 
@@ -33,14 +34,14 @@ mod values;
 use client::Client;
 use pool::Clients;
 
-/// Clients an address in the whole host, as in Spin; more only where there are many threads.
+/// Clients for one address in the whole host, as in Spin; more only where there are many threads.
 const CLIENTS: usize = 64;
 
 /// The pools of one thread.
 pub(crate) struct Pools {
     by_address: Mutex<HashMap<String, Arc<Clients>>>,
     rules: Arc<Rules>,
-    /// Clients that each of them may have.
+    /// Clients that each pool may have.
     limit: usize,
 }
 
@@ -54,31 +55,22 @@ impl Pools {
         }
     }
 
-    async fn client(&self, address: &str) -> Result<Client, wit::Error> {
-        let failed = |error: anyhow::Error| wit::Error::ConnectionFailed(format!("{error:#}"));
-        let clients = self.clients(address)?;
-        clients
-            .get()
-            .await
-            .map(Client::new)
-            .context("connecting to PostgreSQL")
-            .map_err(failed)
+    async fn client(&self, address: &str) -> Result<Arc<Client>, wit::Error> {
+        let client = self.clients(address)?.get().await;
+        let client = client.context("connecting to PostgreSQL");
+        client
+            .map(|client| Arc::new(Client::new(client)))
+            .map_err(|error| connection_failed(format_args!("{error:#}")))
     }
 
     fn clients(&self, address: &str) -> Result<Arc<Clients>, wit::Error> {
-        let mut pools = self
-            .by_address
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut pools = self.by_address.lock();
         if let Some(clients) = pools.get(address) {
             return Ok(clients.clone());
         }
-        let config: tokio_postgres::Config =
-            address.parse().map_err(|error: tokio_postgres::Error| {
-                wit::Error::ConnectionFailed(error.to_string())
-            })?;
+        let config: tokio_postgres::Config = address.parse().map_err(connection_failed)?;
         self.check_allowed(&config)?;
-        // It is checked here that one is still connected; the next statement cleans it.
+        // It only checks that a client is still connected; the next statement cleans it.
         let recycling = ManagerConfig {
             recycling_method: RecyclingMethod::Fast,
         };
@@ -88,31 +80,32 @@ impl Pools {
             let tls = MakeRustlsConnect::new(self.rules.tls.as_ref().clone());
             Manager::from_config(config, tls, recycling)
         };
-        let clients = Clients::new(manager, self.limit)
-            .map_err(|error| wit::Error::ConnectionFailed(error.to_string()))?;
+        let clients = Clients::new(manager, self.limit).map_err(connection_failed)?;
         let clients = Arc::new(clients);
         pools.insert(address.to_owned(), clients.clone());
         Ok(clients)
     }
 
-    /// Only addresses that pass get a pool, so this runs once an address.
+    /// Only an address that passes gets a pool, so this runs once for each.
     fn check_allowed(&self, config: &tokio_postgres::Config) -> Result<(), wit::Error> {
-        let refused = |message: String| Err(wit::Error::ConnectionFailed(message));
         let ports = config.get_ports();
         for (index, host) in config.get_hosts().iter().enumerate() {
             let Host::Tcp(host) = host else {
-                return refused("a component cannot connect to a Unix socket".to_owned());
+                return Err(connection_failed(
+                    "a component cannot connect to a Unix socket",
+                ));
             };
             // One port can serve for all the hosts.
-            let port = ports
-                .get(index)
-                .or(if let [port] = ports { Some(port) } else { None })
-                .copied();
+            let port = match ports {
+                [port] => Some(*port),
+                ports => ports.get(index).copied(),
+            };
             match self.rules.allow("postgres", host, port) {
                 Ok(true) => {}
                 Ok(false) => {
                     let port = port.map(|port| format!(":{port}")).unwrap_or_default();
-                    return refused(format!("address postgres://{host}{port} is not permitted"));
+                    let address = format_args!("address postgres://{host}{port} is not permitted");
+                    return Err(connection_failed(address));
                 }
                 Err(error) => return Err(wit::Error::Other(error.to_string())),
             }
@@ -121,17 +114,15 @@ impl Pools {
     }
 }
 
-/// A connection resource: its client goes back to the pool when this and the row streams
-/// read from it are gone.
+fn connection_failed(error: impl ToString) -> wit::Error {
+    wit::Error::ConnectionFailed(error.to_string())
+}
+
+/// A connection resource: its client returns to the pool once this and the row streams read from
+/// it are dropped.
+#[derive(Clone)]
 #[allow(unreachable_pub, reason = "`bindgen!` re-exports it")]
 pub struct Connection(Arc<Client>);
-
-/// `spin:postgres` on an instance.
-pub(crate) struct SpinPostgres;
-
-impl HasData for SpinPostgres {
-    type Data<'a> = &'a mut Instance;
-}
 
 impl wit::Host for &mut Instance {}
 
@@ -142,30 +133,19 @@ impl wit::HostConnection for &mut Instance {
     }
 }
 
-fn client<T>(
-    accessor: &Accessor<T, SpinPostgres>,
-    connection: &Resource<Connection>,
-) -> wasmtime::Result<Arc<Client>> {
-    accessor.with(|mut access| Ok(access.get().table.get(connection)?.0.clone()))
-}
-
 type QueryResult = (
     Vec<wit::Column>,
     StreamReader<wit::Row>,
     FutureReader<Result<(), wit::Error>>,
 );
 
-impl<T: Send> wit::HostConnectionWithStore<T> for SpinPostgres {
+impl<T: Send> wit::HostConnectionWithStore<T> for Spin {
     async fn open_async(
         accessor: &Accessor<T, Self>,
         address: String,
     ) -> wasmtime::Result<Result<Resource<Connection>, wit::Error>> {
-        let services = accessor.with(|mut access| access.get().services.clone());
-        let client = match services.postgres.client(&address).await {
-            Ok(client) => client,
-            Err(error) => return Ok(Err(error)),
-        };
-        accessor.with(|mut access| Ok(Ok(access.get().table.push(Connection(Arc::new(client)))?)))
+        let client = services(accessor).postgres.client(&address).await;
+        push(accessor, client.map(Connection))
     }
 
     async fn execute_async(
@@ -174,15 +154,13 @@ impl<T: Send> wit::HostConnectionWithStore<T> for SpinPostgres {
         statement: String,
         parameters: Vec<wit::ParameterValue>,
     ) -> wasmtime::Result<Result<u64, wit::Error>> {
-        let client = client(accessor, &connection)?;
-        let parameters = match values::parameters(&parameters) {
+        let Connection(client) = resource(accessor, &connection)?;
+        let parameters = match values::parameters(parameters) {
             Ok(parameters) => parameters,
             Err(error) => return Ok(Err(wit::Error::ValueConversionFailed(format!("{error:#}")))),
         };
-        Ok(client
-            .execute(&statement, &parameters)
-            .await
-            .map_err(error::query_failed))
+        let affected = client.execute(&statement, &parameters).await;
+        Ok(affected.map_err(error::query_failed))
     }
 
     async fn query_async(
@@ -191,19 +169,13 @@ impl<T: Send> wit::HostConnectionWithStore<T> for SpinPostgres {
         statement: String,
         parameters: Vec<wit::ParameterValue>,
     ) -> wasmtime::Result<Result<QueryResult, wit::Error>> {
-        let client = client(accessor, &connection)?;
-        let (columns, rows) = match query(client, &statement, &parameters).await {
+        let Connection(client) = resource(accessor, &connection)?;
+        let (columns, rows) = match query(client, &statement, parameters).await {
             Ok(result) => result,
             Err(error) => return Ok(Err(error)),
         };
-        let (rows, outcome) = rows::split(rows, || {
-            wit::Error::Other("the rows were dropped unread".to_owned())
-        });
-        accessor.with(|mut access| {
-            let rows = StreamReader::new(&mut access, rows)?;
-            let outcome = FutureReader::new(&mut access, outcome)?;
-            Ok(Ok((columns, rows, outcome)))
-        })
+        let (rows, outcome) = rows::readers(accessor, rows, wit::Error::Other)?;
+        Ok(Ok((columns, rows, outcome)))
     }
 }
 
@@ -211,7 +183,7 @@ impl<T: Send> wit::HostConnectionWithStore<T> for SpinPostgres {
 async fn query(
     client: Arc<Client>,
     statement: &str,
-    parameters: &[wit::ParameterValue],
+    parameters: Vec<wit::ParameterValue>,
 ) -> Result<
     (
         Vec<wit::Column>,
@@ -221,18 +193,15 @@ async fn query(
 > {
     let parameters = values::parameters(parameters)
         .map_err(|error| wit::Error::BadParameter(format!("{error:#}")))?;
-    let rows = client
-        .query(statement, &parameters)
-        .await
-        .map_err(error::query_failed)?;
-    let mut rows = Box::pin(rows.peekable());
+    let rows = client.query(statement, &parameters).await;
+    let mut rows = Box::pin(rows.map_err(error::query_failed)?.peekable());
     let columns = match rows.as_mut().peek().await {
         Some(Ok(row)) => values::columns(row),
         _ => Vec::new(),
     };
-    let rows = rows.map(|row| {
-        values::row(&row.map_err(error::query_failed)?)
-            .map_err(|error| wit::Error::QueryFailed(wit::QueryError::Text(format!("{error:#}"))))
+    let rows = rows.map(move |row| {
+        let row = values::row(&row.map_err(error::query_failed)?);
+        row.map_err(|error| error::text(format!("{error:#}")))
     });
     // They hold their client until they end.
     let end = stream::poll_fn(move |_| {

@@ -1,38 +1,38 @@
-//! The clients of one address: made when they are missed, kept for the next time.
+//! The clients of one address: created when they are needed, kept for the next time.
 
 use std::pin::pin;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use deadpool_postgres::{BuildError, Manager, Object, Pool, PoolError, QueueMode};
+use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 
-/// Clients that are made as soon as they are missed.
+/// Clients that are created as soon as they are needed.
 pub(super) const FEW: usize = 4;
 
-/// How often one is added to them. It costs the server a process and some 10 ms of computing, as much
-/// as thirty turns: in a burst, making as many as could be used would hold all of them up (measured:
-/// a thousand turns begun at once).
+/// How often another one is added. It costs the server a process and some 10 ms of computing, as much
+/// as dozens of small statements: in a burst, creating as many as could be used would delay them all
+/// (measured with a thousand concurrent requests).
 const PATIENCE: Duration = Duration::from_millis(250);
 
 /// A pool that grows slowly while it is too small.
 pub(super) struct Clients {
     pool: Pool,
-    most: usize,
+    limit: usize,
     grown: Mutex<Instant>,
 }
 
 impl Clients {
-    /// A pool that never has more than `most`, [`FEW`] or more.
-    pub(super) fn new(manager: Manager, most: usize) -> Result<Self, BuildError> {
+    /// A pool of at most `limit` clients, [`FEW`] or more.
+    pub(super) fn new(manager: Manager, limit: usize) -> Result<Self, BuildError> {
         let pool = Pool::builder(manager)
             .max_size(FEW)
-            // The one that was used last: the server has everything at hand for it.
+            // The one that was used last: the server's caches are warm for it.
             .queue_mode(QueueMode::Lifo)
             .build()?;
         Ok(Self {
             pool,
-            most,
+            limit,
             grown: Mutex::new(Instant::now()),
         })
     }
@@ -47,14 +47,13 @@ impl Clients {
         }
     }
 
-    /// Somebody has waited for a client: makes room for one more, unless that was done a moment ago or
-    /// there is room already.
+    /// Makes room for one more client, unless that was done a moment ago or there is room already.
     fn grow(&self) {
         let status = self.pool.status();
-        if status.size < status.max_size || status.max_size >= self.most {
+        if status.size < status.max_size || status.max_size >= self.limit {
             return;
         }
-        let mut grown = self.grown.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut grown = self.grown.lock();
         if grown.elapsed() >= PATIENCE {
             *grown = Instant::now();
             self.pool.resize(status.max_size + 1);

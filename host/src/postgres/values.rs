@@ -6,91 +6,79 @@
 
 use anyhow::{Context as _, Result, bail};
 use chrono::{DateTime, Datelike as _, NaiveDate, NaiveDateTime, NaiveTime, Timelike as _, Utc};
-use tokio_postgres::Row;
 use tokio_postgres::types::private::BytesMut;
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
+use tokio_postgres::{Error, Row};
 use uuid::Uuid;
 
 use crate::component::bindings::spin::postgres::postgres as wit;
 use wit::{DbDataType, DbValue, ParameterValue};
 
 pub(super) fn columns(row: &Row) -> Vec<wit::Column> {
-    let columns = row.columns().iter();
-    columns
-        .map(|column| wit::Column {
-            name: column.name().to_owned(),
-            data_type: data_type(column.type_()),
-        })
-        .collect()
-}
-
-fn data_type(of: &Type) -> DbDataType {
-    match *of {
-        Type::BOOL => DbDataType::Boolean,
-        Type::INT2 => DbDataType::Int16,
-        Type::INT4 => DbDataType::Int32,
-        Type::INT8 => DbDataType::Int64,
-        Type::FLOAT4 => DbDataType::Floating32,
-        Type::FLOAT8 => DbDataType::Floating64,
-        Type::TEXT | Type::VARCHAR | Type::BPCHAR => DbDataType::Str,
-        Type::BYTEA => DbDataType::Binary,
-        Type::DATE => DbDataType::Date,
-        Type::TIME => DbDataType::Time,
-        Type::TIMESTAMP | Type::TIMESTAMPTZ => DbDataType::Datetime,
-        Type::UUID => DbDataType::Uuid,
-        Type::JSONB => DbDataType::Jsonb,
-        Type::INT4_ARRAY => DbDataType::ArrayInt32,
-        Type::INT8_ARRAY => DbDataType::ArrayInt64,
-        Type::TEXT_ARRAY | Type::VARCHAR_ARRAY | Type::BPCHAR_ARRAY => DbDataType::ArrayStr,
-        _ => DbDataType::Other(of.name().to_owned()),
-    }
+    let columns = row.columns().iter().map(|column| wit::Column {
+        name: column.name().to_owned(),
+        data_type: conversion(column.type_()).0,
+    });
+    columns.collect()
 }
 
 pub(super) fn row(row: &Row) -> Result<wit::Row> {
-    (0..row.len()).map(|index| value(row, index)).collect()
+    let columns = row.columns().iter().enumerate();
+    let values = columns.map(|(at, column)| conversion(column.type_()).1(row, at));
+    Ok(values.collect::<Result<_, _>>()?)
 }
 
-fn value(row: &Row, index: usize) -> Result<DbValue> {
-    let column = row.columns().get(index).context("no such column")?;
-    let get = Get { row, index };
-    match *column.type_() {
-        Type::BOOL => get.one(DbValue::Boolean),
-        Type::INT2 => get.one(DbValue::Int16),
-        Type::INT4 => get.one(DbValue::Int32),
-        Type::INT8 => get.one(DbValue::Int64),
-        Type::FLOAT4 => get.one(DbValue::Floating32),
-        Type::FLOAT8 => get.one(DbValue::Floating64),
-        Type::TEXT | Type::VARCHAR | Type::BPCHAR => get.one(DbValue::Str),
-        Type::BYTEA => get.one(DbValue::Binary),
-        Type::DATE => get.one(|it: NaiveDate| DbValue::Date(date(it))),
-        Type::TIME => get.one(|it: NaiveTime| DbValue::Time(time(it))),
-        Type::TIMESTAMP => get.one(|it: NaiveDateTime| DbValue::Datetime(datetime(it))),
-        Type::TIMESTAMPTZ => {
-            get.one(|it: DateTime<Utc>| DbValue::Datetime(datetime(it.naive_utc())))
-        }
-        Type::UUID => get.one(|it: Uuid| DbValue::Uuid(it.to_string())),
-        Type::JSONB => get.one(|it: serde_json::Value| DbValue::Jsonb(it.to_string().into_bytes())),
-        Type::INT4_ARRAY => get.one(DbValue::ArrayInt32),
-        Type::INT8_ARRAY => get.one(DbValue::ArrayInt64),
-        Type::TEXT_ARRAY | Type::VARCHAR_ARRAY | Type::BPCHAR_ARRAY => get.one(DbValue::ArrayStr),
-        _ => get.one(|Raw(bytes)| DbValue::Unsupported(bytes)),
+type Read = fn(&Row, usize) -> Result<DbValue, Error>;
+
+/// A type of PostgreSQL's in Spin's interface, and how its values are read.
+fn conversion(of: &Type) -> (DbDataType, Read) {
+    macro_rules! case {
+        ($case:ident) => {
+            case!($case, DbValue::$case)
+        };
+        ($case:ident, $convert:expr) => {
+            (DbDataType::$case, |row, at| get(row, at, $convert))
+        };
+    }
+    match *of {
+        Type::BOOL => case!(Boolean),
+        Type::INT2 => case!(Int16),
+        Type::INT4 => case!(Int32),
+        Type::INT8 => case!(Int64),
+        Type::FLOAT4 => case!(Floating32),
+        Type::FLOAT8 => case!(Floating64),
+        Type::TEXT | Type::VARCHAR | Type::BPCHAR => case!(Str),
+        Type::BYTEA => case!(Binary),
+        Type::DATE => case!(Date, |it| DbValue::Date(date(it))),
+        Type::TIME => case!(Time, |it| DbValue::Time(time(it))),
+        Type::TIMESTAMP => case!(Datetime, |it| DbValue::Datetime(datetime(it))),
+        Type::TIMESTAMPTZ => case!(Datetime, |it: DateTime<Utc>| {
+            DbValue::Datetime(datetime(it.naive_utc()))
+        }),
+        Type::UUID => case!(Uuid, |it: Uuid| DbValue::Uuid(it.to_string())),
+        Type::JSONB => case!(Jsonb, |it: serde_json::Value| {
+            DbValue::Jsonb(it.to_string().into_bytes())
+        }),
+        Type::INT4_ARRAY => case!(ArrayInt32),
+        Type::INT8_ARRAY => case!(ArrayInt64),
+        Type::TEXT_ARRAY | Type::VARCHAR_ARRAY | Type::BPCHAR_ARRAY => case!(ArrayStr),
+        _ => (DbDataType::Other(of.name().to_owned()), |row, at| {
+            get(row, at, |Raw(bytes)| DbValue::Unsupported(bytes))
+        }),
     }
 }
 
-/// A column of a row.
-struct Get<'a> {
+fn get<'a, V: FromSql<'a>>(
     row: &'a Row,
-    index: usize,
+    at: usize,
+    case: impl FnOnce(V) -> DbValue,
+) -> Result<DbValue, Error> {
+    Ok(row
+        .try_get::<_, Option<V>>(at)?
+        .map_or(DbValue::DbNull, case))
 }
 
-impl<'a> Get<'a> {
-    fn one<V: FromSql<'a>>(&self, case: impl FnOnce(V) -> DbValue) -> Result<DbValue> {
-        let value: Option<V> = self.row.try_get(self.index)?;
-        Ok(value.map_or(DbValue::DbNull, case))
-    }
-}
-
-/// A value of any type, as it came.
+/// A value of any type, as the server sent it.
 struct Raw(Vec<u8>);
 
 impl<'a> FromSql<'a> for Raw {
@@ -106,39 +94,34 @@ impl<'a> FromSql<'a> for Raw {
     }
 }
 
-// The calendar's numbers are small: a month fits into a byte.
-#[allow(clippy::cast_possible_truncation, reason = "at most 60")]
-fn small(number: u32) -> u8 {
-    number as u8
-}
-
 fn date(it: NaiveDate) -> (i32, u8, u8) {
     (it.year(), small(it.month()), small(it.day()))
 }
 
 fn time(it: NaiveTime) -> (u8, u8, u8, u32) {
-    (
-        small(it.hour()),
-        small(it.minute()),
-        small(it.second()),
-        it.nanosecond(),
-    )
+    let (hour, minute, second) = (it.hour(), it.minute(), it.second());
+    (small(hour), small(minute), small(second), it.nanosecond())
 }
 
 fn datetime(it: NaiveDateTime) -> (i32, u8, u8, u8, u8, u8, u32) {
-    let ((year, month, day), (hour, minute, second, nanosecond)) =
-        (date(it.date()), time(it.time()));
+    let (year, month, day) = date(it.date());
+    let (hour, minute, second, nanosecond) = time(it.time());
     (year, month, day, hour, minute, second, nanosecond)
+}
+
+/// Of the numbers of a calendar and a clock, 60 at most.
+fn small(number: u32) -> u8 {
+    u8::try_from(number).unwrap_or(u8::MAX)
 }
 
 /// A parameter, owned, as the driver's `*_raw` functions take it.
 pub(super) type Parameter = Box<dyn ToSql + Send + Sync>;
 
-pub(super) fn parameters(values: &[ParameterValue]) -> Result<Vec<Parameter>> {
-    values.iter().map(parameter).collect()
+pub(super) fn parameters(values: Vec<ParameterValue>) -> Result<Vec<Parameter>> {
+    values.into_iter().map(parameter).collect()
 }
 
-fn parameter(value: &ParameterValue) -> Result<Parameter> {
+fn parameter(value: ParameterValue) -> Result<Parameter> {
     let to_date = |(year, month, day): (i32, u8, u8)| {
         NaiveDate::from_ymd_opt(year, month.into(), day.into())
             .with_context(|| format!("no such date: {year}-{month}-{day}"))
@@ -148,39 +131,34 @@ fn parameter(value: &ParameterValue) -> Result<Parameter> {
             .with_context(|| format!("no such time: {hour}:{minute}:{second}"))
     };
     Ok(match value {
-        ParameterValue::Boolean(it) => Box::new(*it),
-        ParameterValue::Int8(it) => Box::new(*it),
-        ParameterValue::Int16(it) => Box::new(*it),
-        ParameterValue::Int32(it) => Box::new(*it),
-        ParameterValue::Int64(it) => Box::new(*it),
-        ParameterValue::Floating32(it) => Box::new(*it),
-        ParameterValue::Floating64(it) => Box::new(*it),
-        ParameterValue::Str(it) => Box::new(it.clone()),
-        ParameterValue::Binary(it) => Box::new(it.clone()),
-        ParameterValue::Date(it) => Box::new(to_date(*it)?),
-        ParameterValue::Time(it) => Box::new(to_time(*it)?),
+        ParameterValue::Boolean(it) => Box::new(it),
+        ParameterValue::Int8(it) => Box::new(it),
+        ParameterValue::Int16(it) => Box::new(it),
+        ParameterValue::Int32(it) => Box::new(it),
+        ParameterValue::Int64(it) => Box::new(it),
+        ParameterValue::Floating32(it) => Box::new(it),
+        ParameterValue::Floating64(it) => Box::new(it),
+        ParameterValue::Str(it) => Box::new(it),
+        ParameterValue::Binary(it) => Box::new(it),
+        ParameterValue::Date(it) => Box::new(to_date(it)?),
+        ParameterValue::Time(it) => Box::new(to_time(it)?),
         ParameterValue::Datetime((year, month, day, hour, minute, second, nanosecond)) => {
-            Box::new(to_date((*year, *month, *day))?.and_time(to_time((
-                *hour,
-                *minute,
-                *second,
-                *nanosecond,
-            ))?))
+            let time = to_time((hour, minute, second, nanosecond))?;
+            Box::new(to_date((year, month, day))?.and_time(time))
         }
         ParameterValue::Timestamp(it) => Box::new(
-            DateTime::<Utc>::from_timestamp(*it, 0)
-                .with_context(|| format!("no such timestamp: {it}"))?,
+            DateTime::from_timestamp(it, 0).with_context(|| format!("no such timestamp: {it}"))?,
         ),
         ParameterValue::Uuid(it) => {
-            Box::new(Uuid::parse_str(it).with_context(|| format!("no UUID: {it}"))?)
+            Box::new(Uuid::parse_str(&it).with_context(|| format!("no UUID: {it}"))?)
         }
         ParameterValue::Jsonb(it) => Box::new(
-            serde_json::from_slice::<serde_json::Value>(it)
+            serde_json::from_slice::<serde_json::Value>(&it)
                 .context("a jsonb parameter is no JSON")?,
         ),
-        ParameterValue::ArrayInt32(it) => Box::new(it.clone()),
-        ParameterValue::ArrayInt64(it) => Box::new(it.clone()),
-        ParameterValue::ArrayStr(it) => Box::new(it.clone()),
+        ParameterValue::ArrayInt32(it) => Box::new(it),
+        ParameterValue::ArrayInt64(it) => Box::new(it),
+        ParameterValue::ArrayStr(it) => Box::new(it),
         ParameterValue::DbNull => Box::new(Null),
         ParameterValue::Decimal(_)
         | ParameterValue::ArrayDecimal(_)

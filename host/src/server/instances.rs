@@ -1,6 +1,6 @@
-//! Instances: made when needed, shared by many requests, ended when idle.
+//! Instances: created when needed, shared by many requests, ended when idle.
 //!
-//! wasmtime's `ProxyHandler` does the work; what is decided here is when an instance takes
+//! wasmtime's `ProxyHandler` does the work; what is decided here is when an instance accepts
 //! a request and when it ends.
 
 use std::pin::Pin;
@@ -18,25 +18,20 @@ use wasmtime_wasi_http::handler::{
     WorkerStatus,
 };
 
-use super::turns::{Ticket, Turns, Work};
+use super::requests::{InstanceRequests, PendingRequest, Requests};
 use crate::Program;
 use crate::instance::{Instance, Services};
 
-/// How far one instance goes. The defaults are Spin's.
+/// The limits of one instance. The defaults are Spin's.
 #[derive(Debug, Clone)]
 pub struct InstanceLimits {
     /// Requests in its life.
     pub requests: usize,
-    /// Requests at once that wait for their response's head. Those whose head is out do
+    /// Concurrent requests that wait for the head of their response. Those whose head was sent do
     /// not count; `requests` bounds them.
     pub concurrent: usize,
     /// How long it waits for the next request when it has nothing to do.
     pub idle: Duration,
-    /// How long a request may wait for its response's head. What the component began goes on.
-    pub head: Option<Duration>,
-    /// How long an instance may work on after its latest response's head. It ends every
-    /// stream of the instance, which is why there is none by default.
-    pub after_head: Option<Duration>,
 }
 
 impl Default for InstanceLimits {
@@ -45,44 +40,43 @@ impl Default for InstanceLimits {
             requests: 128,
             concurrent: 16,
             idle: Duration::from_secs(1),
-            head: None,
-            after_head: None,
         }
     }
 }
 
-/// Makes instances.
+/// Creates instances.
 pub(super) struct Instances {
     pub(super) program: Program,
     pub(super) services: Arc<Services>,
     pub(super) limits: InstanceLimits,
-    pub(super) turns: Arc<Turns>,
+    pub(super) requests: Arc<Requests>,
 }
 
 impl HandlerState for Instances {
     type StoreData = Instance;
     type WorkerExpiration = Expiration;
-    type WorkerState = Worker;
+    type WorkerState = Admission;
 
-    async fn instantiate(&self) -> wasmtime::Result<HandlerInstance<Instance, Expiration, Worker>> {
-        let mut store = Store::new(self.program.engine(), Instance::new(self.services.clone()));
+    async fn instantiate(
+        &self,
+    ) -> wasmtime::Result<HandlerInstance<Instance, Expiration, Admission>> {
+        let mut store = Store::new(&self.program.engine, Instance::new(self.services.clone()));
         let proxy = self.program.service().instantiate_async(&mut store).await?;
-        let work = self.turns.instance();
+        let requests = self.requests.add_instance();
         Ok(HandlerInstance {
             store,
             proxy,
             view: |instance| instance.http(),
             expiration: Expiration {
                 idle: self.limits.idle,
-                after_head: self.limits.after_head,
-                cut: Box::pin(self.turns.cut.clone().cancelled_owned()),
+                cut: Box::pin(self.requests.cut.clone().cancelled_owned()),
                 sleep: Box::pin(tokio::time::sleep(self.limits.idle)),
-                work: work.clone(),
+                requests: requests.clone(),
             },
-            state: Worker {
+            state: Admission {
                 limits: self.limits.clone(),
                 services: self.services.clone(),
-                work,
+                requests,
             },
         })
     }
@@ -91,10 +85,9 @@ impl HandlerState for Instances {
 /// Decides when an instance ends.
 pub(super) struct Expiration {
     idle: Duration,
-    after_head: Option<Duration>,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     sleep: Pin<Box<Sleep>>,
-    work: Arc<Work>,
+    requests: Arc<InstanceRequests>,
 }
 
 impl WorkerExpiration for Expiration {
@@ -107,17 +100,12 @@ impl WorkerExpiration for Expiration {
         if self.cut.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        let limit = match status {
-            WorkerStatus::Idle => {
-                self.work.idle();
-                Some(self.idle)
-            }
-            // The server bounds the wait for a head: ending the instance would take the
-            // other requests along.
-            WorkerStatus::Requests => None,
-            WorkerStatus::PostReturn => self.after_head,
-        };
-        let Some(deadline) = limit.and_then(|limit| since.checked_add(limit)) else {
+        // Ending a busy instance would break off all its streams.
+        if status != WorkerStatus::Idle {
+            return Poll::Pending;
+        }
+        self.requests.idle();
+        let Some(deadline) = since.checked_add(self.idle) else {
             return Poll::Pending;
         };
         let deadline = deadline.into();
@@ -128,16 +116,16 @@ impl WorkerExpiration for Expiration {
     }
 }
 
-/// Decides what an instance takes on.
-pub(super) struct Worker {
+/// Decides which requests an instance accepts.
+pub(super) struct Admission {
     limits: InstanceLimits,
     services: Arc<Services>,
-    work: Arc<Work>,
+    requests: Arc<InstanceRequests>,
 }
 
-impl WorkerState for Worker {
+impl WorkerState for Admission {
     type StoreData = Instance;
-    type RequestData = Ticket;
+    type RequestData = PendingRequest;
 
     fn should_accept_request(&self, concurrent: usize, total: usize) -> ShouldAccept {
         if total >= self.limits.requests {
@@ -152,21 +140,20 @@ impl WorkerState for Worker {
     fn on_request_start(
         &self,
         _: StoreContextMut<'_, Instance>,
-        ticket: Ticket,
+        request: PendingRequest,
         _: GuestTaskId,
     ) -> Pin<Box<dyn Future<Output = ()> + 'static + Send + Sync>> {
-        self.work.begin(&ticket);
+        self.requests.accept(&request);
         Box::pin(std::future::pending())
     }
 
     fn drop(&self, store: Store<Instance>, result: wasmtime::Result<()>) {
         if let Err(error) = result {
-            // Before the store goes, and with it the writing ends of the responses.
-            self.work.failed();
-            if !self.work.was_cut() {
-                self.services
-                    .output
-                    .line(format_args!("an instance failed: {error:?}"));
+            // Before the store is dropped, and with it the writing ends of the responses.
+            self.requests.fail();
+            if !self.requests.was_cut() {
+                let output = &self.services.output;
+                output.line(format_args!("an instance failed: {error:?}"));
             }
         }
         drop(store);

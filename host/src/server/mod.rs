@@ -1,9 +1,9 @@
-//! The HTTP server: connections, requests, and an end that loses nothing.
+//! The HTTP server: connections, requests, and a stop that loses nothing.
 //!
-//! A connection goes to one of the threads (see `workers`) and stays there. Its request becomes
-//! a turn (see `turns`) in some instance of that thread (see `instances`). A client that leaves takes
-//! its connection along, and with it the reading end of the response; the component finds its next
-//! write failing and decides what to do.
+//! A connection goes to one of the threads (see `workers`) and stays there. Its requests are
+//! served by instances of that thread (see `instances`) and counted until all their work has ended
+//! (see `requests`). A client that leaves takes its connection with it, and so the reading end of
+//! the response; the component finds that its next write fails and decides what to do.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -15,6 +15,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::time::timeout;
+use wasmtime_wasi_http::handler::ProxyHandler;
 
 use crate::instance::Services;
 use crate::outbound::allowed::AllowedHosts;
@@ -25,20 +26,20 @@ use crate::{Output, Program, Variables};
 
 mod connection;
 mod instances;
-mod turns;
+mod requests;
 mod workers;
 
 use connection::Server;
 pub use instances::InstanceLimits;
 use instances::Instances;
-use turns::Turns;
-use workers::{Ending, Worker};
+use requests::Requests;
+use workers::{Shutdown, Worker};
 
-/// Connections that may wait to be accepted: one too many is tried again by TCP after a second.
+/// Connections that may wait to be accepted: the client of one too many tries again after a second.
 const BACKLOG: u32 = 4096;
 
-/// How long instances that were told to end have for it: only one that computes without
-/// ever waiting takes any time at all.
+/// How long instances may take to end once they are cut off: only one that computes without ever
+/// waiting takes any time at all.
 const CUT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How to run a program.
@@ -48,13 +49,13 @@ pub struct Options {
     pub listen: SocketAddr,
     /// Values for the manifest's variables.
     pub variables: BTreeMap<String, String>,
-    /// Where databases live; by default where Spin has them, beside the manifest.
+    /// The directory of SQLite's files; by default Spin's, beside the manifest.
     pub state_dir: Option<PathBuf>,
-    /// How long [`Host::stop`] waits for turns to end.
+    /// How long [`Host::stop`] waits for open requests to end.
     pub drain: Duration,
     /// Threads that serve. The caller's runtime accepts connections, and is free otherwise.
     pub threads: NonZeroUsize,
-    /// How far one instance goes.
+    /// The limits of one instance.
     pub instances: InstanceLimits,
     /// Where the component's stdout and stderr go.
     pub output: Output,
@@ -69,7 +70,7 @@ impl Default for Options {
             drain: Duration::from_secs(30),
             threads: NonZeroUsize::MIN,
             instances: InstanceLimits::default(),
-            output: Output::Inherit,
+            output: Output::default(),
         }
     }
 }
@@ -78,38 +79,27 @@ impl Default for Options {
 pub struct Host {
     address: SocketAddr,
     drain: Duration,
-    turns: Arc<Turns>,
+    requests: Arc<Requests>,
     services: Vec<Weak<Services>>,
-    ending: Ending,
-}
-
-impl std::fmt::Debug for Host {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Host")
-            .field("address", &self.address)
-            .finish_non_exhaustive()
-    }
+    shutdown: Shutdown,
 }
 
 impl Host {
     /// Listens and serves.
     pub async fn start(program: &Program, options: Options) -> Result<Self> {
-        let manifest = program.manifest();
+        let manifest = &program.manifest;
         let variables = Arc::new(Variables::resolve(manifest, &options.variables)?);
         let allowed = AllowedHosts::resolve(manifest, &variables);
         let rules = Arc::new(Rules::new(allowed, options.output.clone())?);
         let state_dir = options.state_dir.unwrap_or_else(|| manifest.state_dir());
-        let sqlite = Arc::new(Databases::new(
-            manifest.sqlite_databases().clone(),
-            state_dir,
-        ));
-        let turns = Arc::new(Turns::default());
+        let sqlite = Arc::new(Databases::new(manifest.sqlite_databases.clone(), state_dir));
+        let requests = Arc::<Requests>::default();
         let listener = listen(options.listen)
             .with_context(|| format!("cannot listen on {}", options.listen))?;
         let address = listener.local_addr()?;
 
-        let ending = Ending::default();
-        let unfinished = ending.over.clone().drop_guard();
+        let shutdown = Shutdown::default();
+        let end_if_unfinished = shutdown.now.clone().drop_guard();
         let mut services = Vec::new();
         let mut workers = Vec::new();
         for _ in 0..options.threads.get() {
@@ -121,91 +111,92 @@ impl Host {
                 output: options.output.clone(),
             });
             services.push(Arc::downgrade(&own));
-            let server = Server::new(Instances {
+            let server = Server(ProxyHandler::new(Instances {
                 program: program.clone(),
                 services: own,
                 limits: options.instances.clone(),
-                turns: turns.clone(),
-            });
-            let worker = Worker::start(server, ending.clone());
+                requests: requests.clone(),
+            }));
+            let worker = Worker::start(server, shutdown.clone());
             workers.push(worker.context("cannot start a thread")?);
         }
-        ending.serving.close();
-        unfinished.disarm();
+        shutdown.serving.close();
+        end_if_unfinished.disarm();
+        let output = options.output;
+        let failed = move |error| output.line(format_args!("cannot accept a connection: {error}"));
         tokio::spawn(workers::accept(
             listener,
             workers,
-            ending.closing.clone(),
-            move |error| {
-                options
-                    .output
-                    .line(format_args!("cannot accept a connection: {error}"));
-            },
+            shutdown.draining.clone(),
+            failed,
         ));
         Ok(Self {
             address,
             drain: options.drain,
-            turns,
+            requests,
             services,
-            ending,
+            shutdown,
         })
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// How many turns are open: requests whose response has not come to its end, and work
-    /// that goes on although it has, or although its client has left.
-    pub fn open_turns(&self) -> usize {
-        self.turns.open()
+    /// How many requests are open: those whose response has not ended, and work that goes on
+    /// although its response has, or although its client has left.
+    pub fn open_requests(&self) -> usize {
+        self.requests.open()
     }
 
     /// How many instances there are.
     pub fn instances(&self) -> usize {
-        self.turns.instances()
+        self.requests.instances()
     }
 
-    /// What may outlive this.
+    /// A handle to what may outlive this host.
     pub fn remains(&self) -> Remains {
         Remains(self.services.clone())
     }
 
-    /// Stops accepting, and waits for the open turns to end, as long as `Options::drain`
-    /// says. Returns how many that limit cut off.
+    /// Stops accepting, and waits up to `Options::drain` for the open requests to end. Returns how
+    /// many that limit cut off.
     pub async fn stop(self) -> usize {
-        self.ending.closing.cancel();
+        self.shutdown.draining.cancel();
         let ended = timeout(self.drain, async {
-            // Once the connections are gone no turn can be added.
-            self.ending.serving.wait().await;
-            self.turns.ended().await;
+            // No request can be added once the connections are closed.
+            self.shutdown.serving.wait().await;
+            self.requests.ended().await;
         })
         .await;
-        let cut = if ended.is_ok() { 0 } else { self.turns.open() };
-        self.turns.cut.cancel();
-        let _ = timeout(CUT_TIMEOUT, self.turns.gone()).await;
+        let cut = if ended.is_ok() {
+            0
+        } else {
+            self.requests.open()
+        };
+        self.requests.cut.cancel();
+        let _ = timeout(CUT_TIMEOUT, self.requests.instances_ended()).await;
         cut
-    }
-}
-
-/// What is left of a host that was dropped: a statement of SQLite's, say, which runs on a thread
-/// that cannot be cut off.
-#[derive(Debug, Clone)]
-pub struct Remains(Vec<Weak<Services>>);
-
-impl Remains {
-    /// Whether there is anything yet.
-    pub fn any(&self) -> bool {
-        self.0.iter().any(|services| services.strong_count() > 0)
     }
 }
 
 impl Drop for Host {
     fn drop(&mut self) {
-        self.ending.closing.cancel();
-        self.turns.cut.cancel();
-        self.ending.over.cancel();
+        self.shutdown.draining.cancel();
+        self.requests.cut.cancel();
+        self.shutdown.now.cancel();
+    }
+}
+
+/// What is left of a dropped host: a statement of SQLite's, for example, which runs on a thread that
+/// cannot be cancelled.
+pub struct Remains(Vec<Weak<Services>>);
+
+impl Remains {
+    /// Whether anything is left.
+    pub fn any(&self) -> bool {
+        self.0.iter().any(|services| services.strong_count() > 0)
     }
 }
 

@@ -1,15 +1,16 @@
-//! Workers: threads that each serve the connections they are handed, from the first byte to the last.
+//! Workers: threads that each serve the connections handed to them, from the first byte to the last.
 //!
-//! A turn is a few hundred microseconds of computing in a dozen pieces, and a piece that moves to
-//! another thread costs a wake-up. So nothing moves: what a connection needs (instances, clients of
-//! databases, connections to the outside) lives on its thread, and a new connection goes to the worker
-//! that has the fewest.
+//! A request is a few hundred microseconds of computing in a dozen pieces, and a piece that moves to
+//! another thread costs a wake-up. So nothing moves: what a connection needs (instances, database
+//! clients, outbound connections) lives on its thread, and a new connection goes to the worker that
+//! has the fewest.
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -20,79 +21,76 @@ use super::Server;
 use super::connection::serve;
 use crate::runtime;
 
-/// When workers stop.
+/// How workers are stopped.
 #[derive(Clone, Default)]
-pub(super) struct Ending {
-    /// Nobody new is taken; a connection ends with its response.
-    pub(super) closing: CancellationToken,
-    /// The end, whatever is under way.
-    pub(super) over: CancellationToken,
-    /// Workers that have connections, or may be handed some.
+pub(super) struct Shutdown {
+    /// No connection is accepted any more, and each closes after its response.
+    pub(super) draining: CancellationToken,
+    /// Workers end, whatever they are doing.
+    pub(super) now: CancellationToken,
+    /// Workers that have connections, or may receive some.
     pub(super) serving: TaskTracker,
 }
 
-/// A connection on its way to its worker, counted until it is gone.
-type Handed = (std::net::TcpStream, Arc<()>);
+/// A connection for a worker, with a reference that counts it until it is closed.
+type Counted = (std::net::TcpStream, Arc<()>);
 
-/// Where connections are handed to a worker.
+/// The sending side of a worker.
 pub(super) struct Worker {
-    connections: mpsc::UnboundedSender<Handed>,
-    load: Arc<()>,
+    connections: mpsc::UnboundedSender<Counted>,
+    count: Arc<()>,
 }
 
 impl Worker {
-    /// Starts one, on a thread of its own: code of the component that never waits holds up nothing but
-    /// this worker.
-    pub(super) fn start(server: Server, ending: Ending) -> io::Result<Self> {
-        let (connections, handed) = mpsc::unbounded_channel();
-        let serving = ending.serving.token();
-        let runtime = runtime::Background::new()?;
-        let thread = std::thread::Builder::new().name("llmchat-worker".to_owned());
+    /// Starts a worker on its own thread: a component that computes without ever waiting holds up
+    /// nothing but this worker.
+    pub(super) fn start(server: Server, shutdown: Shutdown) -> io::Result<Self> {
+        let (connections, receiver) = mpsc::unbounded_channel();
+        let serving = shutdown.serving.token();
+        // A running statement of SQLite's cannot be cancelled: at the end it is not waited for.
+        let runtime = scopeguard::guard(runtime::new()?, Runtime::shutdown_background);
+        let thread = std::thread::Builder::new().name("worker".to_owned());
         thread.spawn(move || {
             runtime.block_on(async {
-                let over = ending.over.clone();
-                work(handed, Arc::new(server), ending, serving).await;
-                // What clients that have left began goes on.
-                over.cancelled().await;
+                let now = shutdown.now.clone();
+                work(receiver, Arc::new(server), shutdown, serving).await;
+                // Work whose client has left goes on.
+                now.cancelled().await;
             });
         })?;
         Ok(Self {
             connections,
-            load: Arc::default(),
+            count: Arc::default(),
         })
     }
 
     fn load(&self) -> usize {
-        Arc::strong_count(&self.load)
+        Arc::strong_count(&self.count)
     }
 
-    fn hand(&self, stream: TcpStream) -> io::Result<()> {
-        let handed = (stream.into_std()?, self.load.clone());
-        self.connections
-            .send(handed)
-            .map_err(|_| io::ErrorKind::ConnectionAborted.into())
+    fn send(&self, stream: TcpStream) -> io::Result<()> {
+        let counted = (stream.into_std()?, self.count.clone());
+        let sent = self.connections.send(counted);
+        sent.map_err(|_| io::ErrorKind::ConnectionAborted.into())
     }
 }
 
-/// Hands connections to workers until it is told to close.
+/// Distributes connections to workers until draining begins.
 pub(super) async fn accept(
     listener: TcpListener,
     workers: Vec<Worker>,
-    closing: CancellationToken,
+    draining: CancellationToken,
     failed: impl Fn(io::Error),
 ) {
     loop {
         let accepted = tokio::select! {
-            () = closing.cancelled() => return,
+            () = draining.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
-        let handed = accepted.and_then(|(stream, _)| {
-            match workers.iter().min_by_key(|worker| worker.load()) {
-                Some(worker) => worker.hand(stream),
-                None => Ok(()),
-            }
-        });
-        if let Err(error) = handed {
+        let least_loaded = workers.iter().min_by_key(|worker| worker.load());
+        let sent = accepted
+            .and_then(|(stream, _)| least_loaded.map_or(Ok(()), |worker| worker.send(stream)));
+        if let Err(error) = sent {
             // Out of file descriptors, most likely: some will be free in a moment.
             failed(error);
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -100,30 +98,31 @@ pub(super) async fn accept(
     }
 }
 
-/// Serves what is handed, until no more will be and the last connection is gone, or all is over.
+/// Serves the connections that it receives, until there will be no more and the last one is closed,
+/// or all ends.
 async fn work(
-    mut handed: mpsc::UnboundedReceiver<Handed>,
+    mut receiver: mpsc::UnboundedReceiver<Counted>,
     server: Arc<Server>,
-    ending: Ending,
+    shutdown: Shutdown,
     _serving: TaskTrackerToken,
 ) {
     let mut connections = JoinSet::new();
-    let mut may_come = true;
-    while may_come || !connections.is_empty() {
+    let mut is_receiving = true;
+    while is_receiving || !connections.is_empty() {
         tokio::select! {
-            () = ending.over.cancelled() => return,
+            () = shutdown.now.cancelled() => return,
             Some(_) = connections.join_next() => {}
-            connection = handed.recv(), if may_come => match connection {
-                Some((stream, load)) => {
-                    let (server, closing) = (server.clone(), ending.closing.clone());
+            counted = receiver.recv(), if is_receiving => match counted {
+                Some((stream, count)) => {
+                    let (server, draining) = (server.clone(), shutdown.draining.clone());
                     connections.spawn(async move {
-                        let _load = load;
+                        let _count = count;
                         if let Ok(stream) = TcpStream::from_std(stream) {
-                            serve(stream, server, closing).await;
+                            serve(stream, server, draining).await;
                         }
                     });
                 }
-                None => may_come = false,
+                None => is_receiving = false,
             },
         }
     }

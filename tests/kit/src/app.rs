@@ -172,8 +172,8 @@ impl TestApp {
     }
 
     /// How many turns run, those whose client has left included.
-    pub fn open_turns(&self) -> usize {
-        self.host.as_ref().map_or(0, Host::open_turns)
+    pub fn open_requests(&self) -> usize {
+        self.host.as_ref().map_or(0, Host::open_requests)
     }
 
     /// Sends a prompt; returns with the head of the answer.

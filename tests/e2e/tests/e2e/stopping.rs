@@ -77,7 +77,7 @@ on_both_stores! {
         let lock = app.lock().await?;
         let client = Client::of(app.address());
         let asking = tokio::spawn(async move { client.prompt(&prompt("app", "two")).await });
-        until("the turn", async || Ok(app.open_turns() > 0)).await?;
+        until("the turn", async || Ok(app.open_requests() > 0)).await?;
         app.crash();
         // No `200` has said that it is stored.
         let asked = within("the broken connection", asking).await??;

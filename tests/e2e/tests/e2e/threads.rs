@@ -100,7 +100,7 @@ async fn a_turn_finds_a_client_of_postgres_though_many_hang() -> Result<()> {
             tokio::spawn(async move { client.prompt(&prompt(&format!("app {n}"), "Hi")).await })
         })
         .collect();
-    let all_hang = async || Ok(app.open_turns() >= HANGING);
+    let all_hang = async || Ok(app.open_requests() >= HANGING);
     until("the hanging turns", all_hang).await?;
     app.ask("another app", "Hi").await?;
     client.batch_execute("ROLLBACK").await?;

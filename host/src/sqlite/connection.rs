@@ -1,0 +1,203 @@
+//! A connection: its statements, and the queue of those that write.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
+use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
+use rusqlite::types::{Value as Sql, ValueRef};
+
+use super::result::Sender;
+use super::wit;
+
+/// How long a statement waits for another connection's lock: rusqlite's default, and so Spin's.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Held by the connection that writes to a file.
+///
+/// SQLite lets one connection write at a time and has the others poll, up to a tenth of a second
+/// apart. Within this process the next one starts at once.
+pub(super) type WriteQueue = Arc<Mutex<()>>;
+
+/// A connection resource.
+#[derive(Clone)]
+#[allow(unreachable_pub, reason = "`bindgen!` re-exports it")]
+pub struct Connection {
+    connection: Arc<Mutex<rusqlite::Connection>>,
+    write_queue: WriteQueue,
+}
+
+impl Connection {
+    pub(super) fn open(path: &Path, write_queue: WriteQueue) -> Result<Self, wit::Error> {
+        if let Some(dir) = path.parent() {
+            std::fs::create_dir_all(dir).map_err(io)?;
+        }
+        let connection = rusqlite::Connection::open(path).map_err(io)?;
+        connection.busy_timeout(BUSY_TIMEOUT).map_err(io)?;
+        // ATTACH would give access to every file of this process.
+        connection.authorizer(Some(|context: AuthContext<'_>| match context.action {
+            AuthAction::Attach { filename } if !matches!(filename, "" | ":memory:") => {
+                Authorization::Deny
+            }
+            _ => Authorization::Allow,
+        }));
+        Ok(Self {
+            connection: Arc::new(Mutex::new(connection)),
+            write_queue,
+        })
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, rusqlite::Connection> {
+        self.connection.lock()
+    }
+
+    /// Runs one statement and sends its result; an error of any kind comes after the rows.
+    pub(super) fn execute(&self, statement: &str, parameters: Vec<wit::Value>, mut result: Sender) {
+        let outcome = self.run(statement, parameters, &mut result);
+        result.end(outcome);
+    }
+
+    fn run(
+        &self,
+        statement: &str,
+        parameters: Vec<wit::Value>,
+        result: &mut Sender,
+    ) -> Result<(), wit::Error> {
+        let connection = self.lock();
+        let mut statement = connection.prepare_cached(statement).map_err(io)?;
+        let width = statement.column_count();
+        let columns = statement.column_names().into_iter().map(str::to_owned);
+        result.columns(columns.collect());
+        // A transaction spans calls: within one SQLite's own lock decides, and so it does where the
+        // queue takes longer than SQLite would wait.
+        let writes = connection.is_autocommit() && !statement.readonly();
+        let _permit = writes.then(|| self.write_queue.try_lock_for(BUSY_TIMEOUT));
+        if result.is_abandoned() {
+            return Ok(());
+        }
+        let parameters = rusqlite::params_from_iter(parameters.into_iter().map(to_sql));
+        let mut rows = statement.query(parameters).map_err(io)?;
+        while let Some(row) = rows.next().map_err(io)? {
+            let values = (0..width).map(|index| from_sql(row.get_ref(index).map_err(io)?));
+            let values = values.collect::<Result<_, _>>()?;
+            result.row(wit::RowResult { values })?;
+        }
+        Ok(())
+    }
+}
+
+fn io(error: impl ToString) -> wit::Error {
+    wit::Error::Io(error.to_string())
+}
+
+fn to_sql(value: wit::Value) -> Sql {
+    match value {
+        wit::Value::Null => Sql::Null,
+        wit::Value::Integer(it) => Sql::Integer(it),
+        wit::Value::Real(it) => Sql::Real(it),
+        wit::Value::Text(it) => Sql::Text(it),
+        wit::Value::Blob(it) => Sql::Blob(it),
+    }
+}
+
+fn from_sql(value: ValueRef<'_>) -> Result<wit::Value, wit::Error> {
+    Ok(match value {
+        ValueRef::Null => wit::Value::Null,
+        ValueRef::Integer(it) => wit::Value::Integer(it),
+        ValueRef::Real(it) => wit::Value::Real(it),
+        ValueRef::Text(it) => {
+            wit::Value::Text(String::from_utf8(it.to_vec()).map_err(|_| io("a text is not UTF-8"))?)
+        }
+        ValueRef::Blob(it) => wit::Value::Blob(it.to_vec()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use futures_util::TryStreamExt as _;
+    use tempfile::TempDir;
+    use tokio::task::{spawn_blocking, yield_now};
+
+    use super::super::result::{channel, receive};
+    use super::*;
+
+    async fn run(
+        connection: &Connection,
+        statement: &'static str,
+    ) -> Result<Vec<wit::RowResult>, wit::Error> {
+        let connection = connection.clone();
+        let (sender, receiver) = channel();
+        spawn_blocking(move || connection.execute(statement, Vec::new(), sender));
+        receive(receiver).await.1.try_collect().await
+    }
+
+    /// Connections to one file with a table `it`.
+    async fn connections() -> (TempDir, [Connection; 3]) {
+        let dir = tempfile::tempdir().unwrap();
+        let queue = WriteQueue::default();
+        let open = |_| Connection::open(&dir.path().join("it.db"), queue.clone()).unwrap();
+        let connections = [(); 3].map(open);
+        run(&connections[0], "CREATE TABLE it (n)").await.unwrap();
+        (dir, connections)
+    }
+
+    async fn count(connection: &Connection) -> i64 {
+        let rows = run(connection, "SELECT count(*) FROM it").await.unwrap();
+        match rows[0].values[0] {
+            wit::Value::Integer(count) => count,
+            _ => panic!("a count is an integer"),
+        }
+    }
+
+    #[tokio::test]
+    async fn connections_that_write_wait_for_each_other_and_none_is_refused() {
+        let (_dir, [one, two, three]) = connections().await;
+        let write = async |connection: &Connection| {
+            for _ in 0..50 {
+                run(connection, "INSERT INTO it VALUES (1)").await.unwrap();
+            }
+        };
+        tokio::join!(write(&one), write(&two), write(&three));
+        assert_eq!(count(&one).await, 150);
+    }
+
+    #[tokio::test]
+    async fn a_statement_that_nobody_waits_for_any_more_does_not_write() {
+        let (_dir, [one, two, _]) = connections().await;
+        let queue = one.write_queue.clone();
+        let permit = queue.lock_arc();
+        let waiting = tokio::spawn({
+            let two = two.clone();
+            async move { run(&two, "INSERT INTO it VALUES (1)").await }
+        });
+        // It waits in the queue with its connection locked.
+        while !two.connection.is_locked() {
+            yield_now().await;
+        }
+        waiting.abort();
+        assert!(waiting.await.unwrap_err().is_cancelled());
+        drop(permit);
+        // It has ended when the connection is free again.
+        assert_eq!(count(&two).await, 0);
+    }
+
+    #[tokio::test]
+    async fn a_transaction_goes_on_while_another_connection_waits_for_it() {
+        let (_dir, [one, two, _]) = connections().await;
+        run(&one, "BEGIN IMMEDIATE").await.unwrap();
+        let waiting = tokio::spawn({
+            let two = two.clone();
+            async move { run(&two, "INSERT INTO it VALUES (2)").await }
+        });
+        // It has started to write, and cannot.
+        while !two.write_queue.is_locked() {
+            yield_now().await;
+        }
+        run(&one, "INSERT INTO it VALUES (1)").await.unwrap();
+        run(&one, "COMMIT").await.unwrap();
+        waiting.await.unwrap().unwrap();
+        assert_eq!(count(&one).await, 2);
+    }
+}
