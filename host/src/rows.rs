@@ -20,6 +20,19 @@ use crate::instance::Spin;
 /// Rows handed over at once, if so many have arrived.
 pub(crate) const BATCH: usize = 64;
 
+/// The largest row that Spin hands out: the `MAX_HOST_BUFFERED_BYTES` of its source.
+pub(crate) const MAX_ROW_BYTES: usize = 128 << 20;
+
+/// Refuses a row that is too large, with Spin's message.
+pub(crate) fn check_size(row_bytes: usize, max_row_bytes: usize) -> Result<(), String> {
+    match row_bytes > max_row_bytes {
+        true => Err(format!(
+            "query result exceeds limit of {max_row_bytes} bytes"
+        )),
+        false => Ok(()),
+    }
+}
+
 type Readers<R, E> = (StreamReader<R>, FutureReader<Result<(), E>>);
 
 /// Hands rows to the component. `unread` is the outcome of those that it does not read to their end.

@@ -43,15 +43,17 @@ pub(crate) struct Pools {
     rules: Arc<Rules>,
     /// Clients that each pool may have.
     limit: usize,
+    max_row_bytes: usize,
 }
 
 impl Pools {
     /// Pools for one of `threads`, which share the clients that a host may have.
-    pub(crate) fn new(rules: Arc<Rules>, threads: NonZeroUsize) -> Self {
+    pub(crate) fn new(rules: Arc<Rules>, threads: NonZeroUsize, max_row_bytes: usize) -> Self {
         Self {
             by_address: Mutex::default(),
             rules,
             limit: (CLIENTS / threads).max(pool::FEW),
+            max_row_bytes,
         }
     }
 
@@ -170,7 +172,8 @@ impl<T: Send> wit::HostConnectionWithStore<T> for Spin {
         parameters: Vec<wit::ParameterValue>,
     ) -> wasmtime::Result<Result<QueryResult, wit::Error>> {
         let Connection(client) = resource(accessor, &connection)?;
-        let (columns, rows) = match query(client, &statement, parameters).await {
+        let max_row_bytes = services(accessor).postgres.max_row_bytes;
+        let (columns, rows) = match query(client, &statement, parameters, max_row_bytes).await {
             Ok(result) => result,
             Err(error) => return Ok(Err(error)),
         };
@@ -184,6 +187,7 @@ async fn query(
     client: Arc<Client>,
     statement: &str,
     parameters: Vec<wit::ParameterValue>,
+    max_row_bytes: usize,
 ) -> Result<
     (
         Vec<wit::Column>,
@@ -201,7 +205,10 @@ async fn query(
     };
     let rows = rows.map(move |row| {
         let row = values::row(&row.map_err(error::query_failed)?);
-        row.map_err(|error| error::text(format!("{error:#}")))
+        let row = row.map_err(|error| error::text(format!("{error:#}")))?;
+        let bytes = row.iter().map(values::size).sum();
+        rows::check_size(bytes, max_row_bytes).map_err(error::text)?;
+        Ok(row)
     });
     // They hold their client until they end.
     let end = stream::poll_fn(move |_| {

@@ -78,6 +78,24 @@ fn get<'a, V: FromSql<'a>>(
         .map_or(DbValue::DbNull, case))
 }
 
+/// What a value counts as in Spin.
+pub(super) fn size(value: &DbValue) -> usize {
+    size_of_val(value)
+        + match value {
+            DbValue::Str(text) | DbValue::Uuid(text) => text.len(),
+            DbValue::Binary(bytes) | DbValue::Jsonb(bytes) | DbValue::Unsupported(bytes) => {
+                bytes.len()
+            }
+            DbValue::ArrayInt32(items) => size_of_val(&items[..]),
+            DbValue::ArrayInt64(items) => size_of_val(&items[..]),
+            DbValue::ArrayStr(items) => {
+                let texts = items.iter().flatten().map(String::len);
+                size_of_val(&items[..]) + texts.sum::<usize>()
+            }
+            _ => 0,
+        }
+}
+
 /// A value of any type, as the server sent it.
 struct Raw(Vec<u8>);
 
@@ -189,4 +207,32 @@ impl ToSql for Null {
     }
 
     to_sql_checked!();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_counts_as_much_as_in_spin() {
+        let itself = size_of::<DbValue>();
+        let text = || "text".to_owned();
+        for (value, more) in [
+            (DbValue::DbNull, 0),
+            (DbValue::Int64(1), 0),
+            (DbValue::Str(text()), 4),
+            (DbValue::Uuid(text()), 4),
+            (DbValue::Binary(vec![0; 5]), 5),
+            (DbValue::Jsonb(vec![0; 6]), 6),
+            (DbValue::Unsupported(vec![0; 7]), 7),
+            (DbValue::ArrayInt32(vec![None, Some(1)]), 16),
+            (DbValue::ArrayInt64(vec![None, Some(1)]), 32),
+            (
+                DbValue::ArrayStr(vec![None, Some(text())]),
+                2 * size_of::<Option<String>>() + 4,
+            ),
+        ] {
+            assert_eq!(size(&value), itself + more, "{value:?}");
+        }
+    }
 }

@@ -22,7 +22,7 @@ use crate::outbound::allowed::AllowedHosts;
 use crate::outbound::{Outbound, Rules};
 use crate::postgres::Pools;
 use crate::sqlite::Databases;
-use crate::{Output, Program, Variables};
+use crate::{Output, Program, Variables, rows};
 
 mod connection;
 mod instances;
@@ -57,6 +57,9 @@ pub struct Options {
     pub threads: NonZeroUsize,
     /// The limits of one instance.
     pub instances: InstanceLimits,
+    /// The largest row of a query's result, in bytes counted as Spin does; by default Spin's limit.
+    /// A larger one ends the result with the error "query result exceeds limit of … bytes".
+    pub max_row_bytes: usize,
     /// Where the component's stdout and stderr go.
     pub output: Output,
 }
@@ -70,6 +73,7 @@ impl Default for Options {
             drain: Duration::from_secs(30),
             threads: NonZeroUsize::MIN,
             instances: InstanceLimits::default(),
+            max_row_bytes: rows::MAX_ROW_BYTES,
             output: Output::default(),
         }
     }
@@ -92,7 +96,11 @@ impl Host {
         let allowed = AllowedHosts::resolve(manifest, &variables);
         let rules = Arc::new(Rules::new(allowed, options.output.clone())?);
         let state_dir = options.state_dir.unwrap_or_else(|| manifest.state_dir());
-        let sqlite = Arc::new(Databases::new(manifest.sqlite_databases.clone(), state_dir));
+        let sqlite = Arc::new(Databases::new(
+            manifest.sqlite_databases.clone(),
+            state_dir,
+            options.max_row_bytes,
+        ));
         let requests = Arc::<Requests>::default();
         let listener = listen(options.listen)
             .with_context(|| format!("cannot listen on {}", options.listen))?;
@@ -106,7 +114,7 @@ impl Host {
             let own = Arc::new(Services {
                 variables: variables.clone(),
                 outbound: Arc::new(Outbound::new(rules.clone())),
-                postgres: Pools::new(rules.clone(), options.threads),
+                postgres: Pools::new(rules.clone(), options.threads, options.max_row_bytes),
                 sqlite: sqlite.clone(),
                 output: options.output.clone(),
             });

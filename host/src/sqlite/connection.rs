@@ -116,19 +116,20 @@ fn from_sql(value: ValueRef<'_>) -> Result<wit::Value, wit::Error> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
-    use futures_util::TryStreamExt as _;
+    use futures_util::{StreamExt as _, TryStreamExt as _};
     use tempfile::TempDir;
     use tokio::task::{spawn_blocking, yield_now};
 
     use super::super::result::{channel, receive};
     use super::*;
+    use crate::rows::MAX_ROW_BYTES;
 
     async fn run(
         connection: &Connection,
         statement: &'static str,
     ) -> Result<Vec<wit::RowResult>, wit::Error> {
         let connection = connection.clone();
-        let (sender, receiver) = channel();
+        let (sender, receiver) = channel(MAX_ROW_BYTES);
         spawn_blocking(move || connection.execute(statement, Vec::new(), sender));
         receive(receiver).await.1.try_collect().await
     }
@@ -199,5 +200,22 @@ mod tests {
         run(&one, "COMMIT").await.unwrap();
         waiting.await.unwrap().unwrap();
         assert_eq!(count(&one).await, 2);
+    }
+
+    #[tokio::test]
+    async fn a_row_over_the_limit_ends_the_result_as_in_spin() {
+        let (_dir, [connection, ..]) = connections().await;
+        let limit = size_of::<wit::Value>() + 10;
+        let (sender, receiver) = channel(limit);
+        spawn_blocking(move || {
+            let rows = "VALUES (zeroblob(10)), (zeroblob(11)), (NULL)";
+            connection.execute(rows, Vec::new(), sender);
+        });
+        let rows: Vec<_> = receive(receiver).await.1.take(2).collect().await;
+        let [Ok(_), Err(wit::Error::Io(message))] = &rows[..] else {
+            panic!("{rows:?}");
+        };
+        let expected = format!("query result exceeds limit of {limit} bytes");
+        assert_eq!(*message, expected);
     }
 }

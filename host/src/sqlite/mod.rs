@@ -35,14 +35,16 @@ pub(crate) struct Databases {
     dir: PathBuf,
     /// The queue of `default`, the only file there is.
     write_queue: WriteQueue,
+    max_row_bytes: usize,
 }
 
 impl Databases {
-    pub(crate) fn new(granted: BTreeSet<String>, dir: PathBuf) -> Self {
+    pub(crate) fn new(granted: BTreeSet<String>, dir: PathBuf, max_row_bytes: usize) -> Self {
         Self {
             granted,
             dir,
             write_queue: WriteQueue::default(),
+            max_row_bytes,
         }
     }
 
@@ -89,7 +91,7 @@ impl<T: Send> wit::HostConnectionWithStore<T> for Spin {
     ) -> wasmtime::Result<Result<QueryResult, wit::Error>> {
         let connection = resource(accessor, &connection)?;
         let services = services(accessor);
-        let (sender, receiver) = result::channel();
+        let (sender, receiver) = result::channel(services.sqlite.max_row_bytes);
         spawn_blocking(move || {
             connection.execute(&statement, parameters, sender);
             drop(connection);

@@ -31,12 +31,13 @@ impl Batch {
     }
 }
 
-/// The two ends of a result.
-pub(super) fn channel() -> (Sender, mpsc::Receiver<Batch>) {
+/// The two ends of a result in which no row may be larger than `max_row_bytes`.
+pub(super) fn channel(max_row_bytes: usize) -> (Sender, mpsc::Receiver<Batch>) {
     let (batches, receiver) = mpsc::channel(1);
     let sender = Sender {
         batch: Batch::default(),
         bytes: 0,
+        max_row_bytes,
         batches,
     };
     (sender, receiver)
@@ -45,6 +46,7 @@ pub(super) fn channel() -> (Sender, mpsc::Receiver<Batch>) {
 pub(super) struct Sender {
     batch: Batch,
     bytes: usize,
+    max_row_bytes: usize,
     batches: mpsc::Sender<Batch>,
 }
 
@@ -55,6 +57,7 @@ impl Sender {
 
     pub(super) fn row(&mut self, row: wit::RowResult) -> Result<(), wit::Error> {
         let bytes = row.values.iter().map(size).sum::<usize>();
+        rows::check_size(bytes, self.max_row_bytes).map_err(wit::Error::Io)?;
         self.bytes += bytes;
         self.batch.rows.push(row);
         if self.batch.rows.len() < rows::BATCH && self.bytes < BATCH_BYTES {
