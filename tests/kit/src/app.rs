@@ -60,6 +60,12 @@ impl Setup {
         self
     }
 
+    /// Bytes of the largest row that the host hands out.
+    pub fn max_row_bytes(mut self, limit: usize) -> Self {
+        self.options.max_row_bytes = limit;
+        self
+    }
+
     /// Puts a [`Wire`] between the component and PostgreSQL.
     pub fn database_wire(mut self) -> Self {
         self.has_database_wire = true;
@@ -120,7 +126,6 @@ async fn wire(wanted: bool, server: SocketAddr) -> Result<(SocketAddr, Option<Wi
 }
 
 /// The running program.
-#[derive(Debug)]
 pub struct TestApp {
     /// Sends requests to it.
     pub client: Client,

@@ -16,7 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use llmchat_testkit::prompt;
-use ollama_stand_in::{Exchange, Script, Server, wire};
+use ollama_stand_in::{Script, Server, wire};
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
@@ -91,7 +91,7 @@ impl Stalled {
         }
         let all = timeout(MINUTE, ollama.requests(self.streams)).await;
         let all = all.context("turns do not begin")?;
-        let sent = || -> u64 { all.iter().map(Exchange::bytes_sent).sum() };
+        let sent = || -> u64 { all.iter().map(|it| it.bytes_sent()).sum() };
         // Until the host is idle: what the kernel's buffers hold on the way to the host, megabytes
         // a stream, still has to pass through it.
         let stalled = async {

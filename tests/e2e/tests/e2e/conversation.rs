@@ -214,6 +214,23 @@ on_both_stores! {
         Ok(())
     }
 
+    async fn a_conversation_too_large_for_one_row_is_read_row_by_row(backend: Backend) -> Result<()> {
+        let app = TestApp::on(backend).max_row_bytes(4 << 10).start().await?;
+        let text = "x".repeat(1 << 10);
+        let mut expected = Vec::new();
+        for turn in 1..=6 {
+            expected.push(("user".to_owned(), format!("{turn} {text}")));
+            app.turn("app", &format!("{turn} {text}"), &text).await?;
+            assert_eq!(app.sent_to_ollama(turn).await?, expected);
+            expected.push(("assistant".to_owned(), text.clone()));
+        }
+        assert_eq!(app.conversation("app").await?, expected);
+        // The limit is in force: a message over it cannot be read at all.
+        app.turn("large", &"x".repeat(5 << 10), "ok").await?;
+        app.prompt("large", "next").await?.error(500).await?;
+        Ok(())
+    }
+
     async fn white_space_collapses_in_what_is_stored_and_not_in_what_is_streamed(backend: Backend) -> Result<()> {
         let app = TestApp::start(backend).await?;
         let tokens = ["Two ", " \n", "\n\tlines", "\u{3000}here"];
