@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::Result;
 use tokio::sync::Mutex;
@@ -24,7 +25,8 @@ const ROWS: &str = "SELECT name, message, status, turn_id::text FROM chatts WHER
 
 impl Database {
     pub(crate) async fn create(cluster: &'static Cluster) -> Result<Self> {
-        let name = format!("t{}", uuid::Uuid::now_v7().simple());
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("t{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let admin = cluster.connect("postgres").await?;
         let create = format!("CREATE DATABASE {name}");
         admin.batch_execute(&create).await?;
