@@ -1,4 +1,4 @@
-//! The measuring stick: what llmchat adds, beside the least that anything in the middle can add.
+//! What llmchat adds to a model's reply, beside the least that any server in the middle adds.
 //!
 //! ```text
 //! cargo run --release -p llmchat-bench
@@ -9,51 +9,46 @@
 //!           any other server (--against) ─────▶
 //! ```
 //!
-//! All contestants share one stand-in and its replies. A figure is taken in rounds, each of them in
-//! turn in every round, so that a machine that slows down slows all of them; what counts is each
-//! one's relation to `direct` or `pass-through` within a round, and the median of the rounds.
+//! All servers share one stand-in and its replies. A figure is measured in rounds, each of which
+//! measures every server once, so that a machine that slows down slows all of them. What counts
+//! is the difference from `direct`, or the ratio to `pass-through`, within a round, and the median
+//! over the rounds.
 //!
 //! | module | its one job |
 //! | --- | --- |
 //! | [`cli`] | the command line |
-//! | [`plan`] | how long, how often, how many |
-//! | [`contestants`] | what is measured, each a process of its own |
-//! | [`load`] | the client: turns, and the moment at which each token came |
-//! | [`figures`] | one module a figure |
-//! | [`micro`] | the pure path alone: times, instructions, allocations |
+//! | [`run`] | one run: its configuration, its rounds, the failures on the way |
+//! | [`servers`] | what is measured: child processes, and what they run on |
+//! | [`load`] | the client: prompts, and when each token arrived |
+//! | [`figures`] | one module for each group of figures, with the goals |
+//! | [`report`] | figures and goals, as Markdown tables and as JSON |
 //! | [`stats`], [`process`] | percentiles and medians; CPU time and memory from `/proc` |
-//! | [`report`] | the results as JSON, a table and a plot |
+//!
+//! The pure path alone, which runs once a token, has micro-benchmarks in `benches/reply.rs`.
 
 #![allow(
     unreachable_pub,
-    reason = "a program has no outside; `pub` says what a module shows to its siblings"
+    reason = "nothing outside uses a program's items; `pub` is what a module shows its siblings"
 )]
 
 mod cli;
-mod contestants;
 mod figures;
 mod load;
-mod micro;
-mod plan;
 mod process;
 mod report;
 mod run;
+mod servers;
 mod stats;
 
 use anyhow::Result;
 use clap::Parser;
 
-use cli::{Arguments, Command};
-
-#[global_allocator]
-static ALLOCATOR: micro::allocations::Counting = micro::allocations::Counting;
+use cli::Arguments;
 
 fn main() -> Result<()> {
-    let Arguments { command, options } = Arguments::parse();
-    match command {
+    let Arguments { serve, options } = Arguments::parse();
+    match serve {
         None => run::run(&options),
-        Some(Command::Micro(options)) => micro::run(&options),
-        Some(Command::MicroCase { case, passes }) => micro::run_case(&case, passes),
-        Some(Command::Serve { what }) => contestants::serve::run(what),
+        Some(serve) => servers::serve::run(serve),
     }
 }

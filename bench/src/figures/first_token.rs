@@ -1,69 +1,46 @@
 //! Time to the first token: what a user waits before anything shows.
 //!
-//! One client sends its next prompt when it has its reply. 32 clients are due at fixed moments, all
-//! of them together no more than a part of what the slowest can take, so that what is measured is
-//! the wait and not the queue.
+//! One client sends its next prompt when it has its reply; 32 clients send theirs at fixed moments,
+//! few enough that no queue builds up even before the slowest server.
 
-use std::time::Duration;
+use super::*;
 
-use anyhow::Result;
-
-use crate::contestants::{Reply, Role};
-use crate::load;
-use crate::report::{Bound, Goal, Relation};
-use crate::run::Bench;
-use crate::stats::percentile;
-
-const GROUP: &str = "Time to first token";
-
-const CLIENTS: usize = 32;
-
-/// Each of them: 107 turns a second in all.
+/// Of each of 32 clients: 107 turns a second in all.
 const INTERVAL: Duration = Duration::from_millis(300);
 
-pub async fn measure(bench: &mut Bench) -> Result<()> {
+pub async fn measure(bench: &Bench) -> Result<Vec<Figure>> {
+    let mut figures = Vec::new();
     let reply = Reply::at_full_speed(1);
-    for (clients, fresh) in [(1, false), (1, true), (CLIENTS, false), (CLIENTS, true)] {
-        let window = match clients {
-            1 => bench.plan.window,
-            _ => bench.plan.window.max(INTERVAL * 2),
-        };
-        let rounds = bench
-            .rounds(reply, async |contestant, complaints| {
-                let mut load = contestant.fresh_load(reply);
+    let closed = Schedule::Closed(bench.window);
+    let open = Schedule::Open {
+        interval: INTERVAL,
+        window: bench.window.max(INTERVAL * 2),
+    };
+    for (name, clients, schedule, fresh) in [
+        ("1 client, kept alive", 1, closed, false),
+        ("1 client, fresh", 1, closed, true),
+        ("32 clients, kept alive", 32, open, false),
+        ("32 clients, fresh", 32, open, true),
+    ] {
+        let values = bench
+            .rounds(reply, async |server| {
+                let mut load = server.load(reply);
                 load.fresh_connections = fresh;
-                let run = match clients {
-                    1 => load::closed(&load, 1, window).await,
-                    _ => load::open(&load, clients, INTERVAL, window).await,
-                };
-                let mut times = complaints.of(contestant, run).first_tokens();
-                let mut at = |share| percentile(&mut times, share).unwrap_or(f64::NAN);
-                Ok([at(0.5), at(0.99)])
+                let run = load.run(clients, INTERVAL, schedule).await;
+                let mut times = bench.checked(server, run).first_tokens;
+                Ok([0.5, 0.99].map(|share| percentile(&mut times, share)))
             })
             .await?;
-        let who = match clients {
-            1 => "1 client".to_owned(),
-            _ => format!("{clients} clients"),
-        };
-        let how = if fresh { "fresh" } else { "kept alive" };
-        for (column, share) in ["p50", "p99"].into_iter().enumerate() {
-            let goal = |role, limit| Goal {
-                role,
-                bound: Bound::AtMost(limit),
-            };
-            let goals = match (clients, fresh, column) {
-                (1, false, 0) => vec![goal(Role::Sqlite, 0.5), goal(Role::Postgres, 0.7)],
-                _ => Vec::new(),
-            };
-            bench.figure(
-                GROUP,
-                format!("{who}, {how}, {share}"),
-                "ms",
-                Relation::AddedToDirect,
-                (&rounds, column),
-                &goals,
-            );
+        for (share, values) in ["p50", "p99"].into_iter().zip(values) {
+            let name = format!("{name}, {share}");
+            let mut figure = Figure::new("First token", name, "ms", AddedToDirect, values);
+            if (clients, fresh, share) == (1, false, "p50") {
+                figure = figure
+                    .goal(Kind::Sqlite, Bound::AtMost(0.5))
+                    .goal(Kind::Postgres, Bound::AtMost(0.7));
+            }
+            figures.push(figure);
         }
     }
-    Ok(())
+    Ok(figures)
 }

@@ -1,107 +1,71 @@
 //! The first token and the turns a second in conversations that are long already.
 //!
-//! `direct` and `pass-through` have no memory: there the client sends the conversation whole, so
-//! that what the model's side takes to read it is in the floor too.
+//! `direct` and `pass-through` store nothing: there the client sends the whole conversation, so
+//! that what the model's side takes to read it is part of the reference too.
 
-use anyhow::{Context, Result, bail};
+use super::*;
 
-use crate::contestants::{Contestant, Reply};
-use crate::load::{Connection, Prompts, closed, new_conversation, seeds};
-use crate::report::Relation;
-use crate::run::Bench;
-use crate::stats::percentile;
-
-const GROUP: &str = "Growth: conversations that are long already";
-
-/// Clients for the turns a second.
-const CLIENTS: usize = 8;
-
-/// A conversation grows by two messages a turn: short ones are many, so that they stay short.
-fn conversations(length: usize) -> usize {
-    (2_000 / length).clamp(4, 200)
-}
-
-pub async fn measure(bench: &mut Bench) -> Result<()> {
-    for &length in bench.plan.growth {
+pub async fn measure(bench: &Bench) -> Result<Vec<Figure>> {
+    let mut figures = Vec::new();
+    let lengths: &[usize] = match bench.quick {
+        true => &[10, 200],
+        false => &[10, 1_000, 10_000],
+    };
+    for &length in lengths {
         let reply = Reply::at_full_speed(1);
-        bench.stage.reply(reply)?;
+        bench.set_reply(reply).await?;
         let mut prompts = Vec::new();
-        for contestant in &bench.contestants {
-            let seeded = seed(contestant, length).await;
-            prompts.push((
-                contestant.name.clone(),
-                seeded.with_context(|| format!("{length} messages for {}", contestant.name))?,
-            ));
+        for server in &bench.servers {
+            prompts.push((&server.kind, seed(bench, server, reply, length).await?));
         }
-        let window = bench.plan.window / 2;
-        let rounds = bench
-            .rounds(reply, async |contestant, complaints| {
-                let own = prompts.iter().find(|(name, _)| *name == contestant.name);
-                let (_, prompts) = own.context("no conversations")?;
-                let load = contestant.load(prompts.clone(), reply);
-                let run = complaints.of(contestant, closed(&load, 1, window).await);
-                let mut times = run.first_tokens();
-                let mut at = |share| percentile(&mut times, share).unwrap_or(f64::NAN);
-                let (p50, p99) = (at(0.5), at(0.99));
-                let run = complaints.of(contestant, closed(&load, CLIENTS, window).await);
+        let schedule = Schedule::Closed(bench.window / 2);
+        let [p50, p99, rate, memory] = bench
+            .rounds(reply, async |server| {
+                let mut load = server.load(reply);
+                let own = prompts.iter().find(|(kind, _)| **kind == server.kind);
+                load.prompts = own.context("no conversations")?.1.clone();
+                let run = load.run(1, Duration::ZERO, schedule).await;
+                let mut times = bench.checked(server, run).first_tokens;
+                let run = load.run(8, Duration::ZERO, schedule).await;
+                let run = bench.checked(server, run);
                 Ok([
-                    p50,
-                    p99,
-                    run.turns_per_second(),
-                    contestant.memory() / 1024.0,
+                    percentile(&mut times, 0.5),
+                    percentile(&mut times, 0.99),
+                    run.durations.len() as f64 / run.elapsed.as_secs_f64(),
+                    server.memory() / 1024.0,
                 ])
             })
             .await?;
-        for (column, (what, unit, relation)) in [
-            ("first token, p50", "ms", Relation::AddedToDirect),
-            ("first token, p99", "ms", Relation::AddedToDirect),
-            ("8 clients", "turns/s", Relation::TimesPassThrough),
-            ("memory afterwards", "MiB", Relation::None),
-        ]
-        .into_iter()
-        .enumerate()
-        {
+        let figure = |what, unit, relation, values| {
             let name = format!("{length} messages: {what}");
-            bench.figure(GROUP, name, unit, relation, (&rounds, column), &[]);
-        }
+            Figure::new("Long conversations", name, unit, relation, values)
+        };
+        figures.extend([
+            figure("first token, p50", "ms", AddedToDirect, p50),
+            figure("first token, p99", "ms", AddedToDirect, p99),
+            figure("8 clients", "turns/s", TimesPassThrough, rate),
+            figure("memory afterwards", "MiB", Relation::None, memory),
+        ]);
     }
-    Ok(())
+    Ok(figures)
 }
 
-/// Puts conversations of `length` messages into a server, by its own front door.
-async fn seed(contestant: &Contestant, length: usize) -> Result<Prompts> {
-    let target = &contestant.target;
-    if !target.remembers {
-        return Ok(Prompts::with_history(target, length));
+/// Stores conversations of `length` messages, if the server can, and makes prompts for them.
+async fn seed(bench: &Bench, server: &Server, reply: Reply, length: usize) -> Result<Prompts> {
+    if !server.stores_conversations() {
+        return Ok(prompts::cycle(vec![prompts::body(None, 0..length + 1)]));
     }
-    let names: Vec<_> = (0..conversations(length))
-        .map(|_| new_conversation())
-        .collect();
-    let mut connection = Connection::open(target).await?;
+    // A conversation grows by two messages a turn: many short ones stay short.
+    let conversations = (2_000 / length).clamp(4, 200);
+    let names: Vec<_> = (0..conversations).map(|_| prompts::new_name()).collect();
+    let mut load = server.load(reply);
     for name in &names {
-        for body in seeds(target, name, length) {
-            // The model was stopped and started just now: a connection to it may have broken.
-            let mut tries = 0;
-            while let Err(error) = once(&mut connection, contestant, body.clone()).await {
-                tries += 1;
-                if tries == 3 {
-                    bail!(error);
-                }
-                connection = Connection::open(target).await?;
-            }
-        }
+        let bodies = prompts::seeds(name, length);
+        let count = bodies.len();
+        load.prompts = prompts::cycle(bodies);
+        let run = bench.checked(server, load.sequence(count).await);
+        ensure!(run.failures.is_empty(), "a conversation was not stored");
     }
-    Ok(Prompts::in_conversations(target, &names))
-}
-
-async fn once(
-    connection: &mut Connection,
-    contestant: &Contestant,
-    body: bytes::Bytes,
-) -> Result<()> {
-    connection.ready().await?;
-    connection
-        .turn(&contestant.target.path, body, &mut |_| ())
-        .await?;
-    Ok(())
+    let bodies = names.iter().map(|name| prompts::body(Some(name), 0..1));
+    Ok(prompts::cycle(bodies.collect()))
 }

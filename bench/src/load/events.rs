@@ -1,28 +1,28 @@
-//! What arrives at the client -> tokens: lines of NDJSON or of server-sent events, piece by piece.
+//! Bytes as they arrive -> the events of a reply, in NDJSON or as server-sent events.
+//!
+//! One pass, and no JSON is parsed: the client shares the machine with what it measures.
 
 use memchr::{memchr, memmem};
 
-/// What a line means to somebody who waits for a reply.
+/// What a line means to a client that waits for a reply.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event<'a> {
-    /// A piece of the reply, as it was sent.
     Token(&'a [u8]),
-    /// The reply is complete.
     Done,
-    /// A failure, told in the stream.
+    /// An error reported in the stream.
     Failed(&'a [u8]),
 }
 
-/// Reads lines wherever the network cut them.
+/// Reads lines wherever the network split them.
 #[derive(Debug, Default)]
 pub struct EventReader {
     partial: Vec<u8>,
-    /// The event's name was `error`.
+    /// The current event is named `error`.
     is_error: bool,
 }
 
 impl EventReader {
-    /// Takes the next bytes and hands out the events that end in them.
+    /// Takes the next bytes and reports the events that end in them.
     pub fn feed(&mut self, mut bytes: &[u8], on_event: &mut impl FnMut(Event<'_>)) {
         while let Some(end) = memchr(b'\n', bytes) {
             let (line, rest) = bytes.split_at(end);
@@ -58,12 +58,11 @@ impl EventReader {
     }
 }
 
-/// The JSON is not parsed: the client shares the machine with what it measures.
 fn classify(data: &[u8]) -> Event<'_> {
     if data.starts_with(br#"{"error""#) {
         Event::Failed(data)
     } else if data == b"[DONE]"
-        // Ollama's every line says whether it is the last, an unfinished one at its end.
+        // Each of Ollama's lines has `done`; in those before the last it is the final field.
         || !data.ends_with(br#""done":false}"#) && memmem::find(data, br#""done":true"#).is_some()
     {
         Event::Done
@@ -92,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn both_formats_are_read_wherever_they_are_cut() {
+    fn both_formats_are_read_wherever_they_are_split() {
         let ndjson = b"{\"a\":1,\"done\":false}\n{\"done\":true}\n".as_slice();
         let events = b"data: {\"a\":1,\"done\":false}\n\n: waiting\n\ndata: {\"done\":true}\n\n";
         for input in [ndjson, events] {
