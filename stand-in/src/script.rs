@@ -127,12 +127,6 @@ impl Script {
         self.step(Step::Reset)
     }
 
-    /// Appends another script's steps.
-    pub fn then(mut self, other: Self) -> Self {
-        self.steps.extend(other.steps);
-        self
-    }
-
     fn step(mut self, step: Step) -> Self {
         self.steps.push(step);
         self

@@ -463,6 +463,7 @@ mod tests {
                 pace: Duration::ZERO,
                 in_pieces: false,
                 upstream: Upstream::Reply,
+                before_failure: 0,
                 behaviour: Behaviour::Read,
                 fault: None,
             },

@@ -13,10 +13,7 @@ use crate::world::{World, app_id};
 
 /// Runs one turn.
 pub(crate) async fn run(world: &Arc<World>, turn: Turn) -> Result<Seen> {
-    let faults = [turn.upstream.fault(), turn.client_fault()];
-    for fault in faults.into_iter().flatten() {
-        world.count(fault);
-    }
+    turn.faults().for_each(|fault| world.count(fault));
     if let Some(planned) = turn.fault {
         world.schedule(planned);
     }
@@ -64,11 +61,13 @@ async fn read(world: &World, seen: &mut Seen) -> Result<()> {
     let mut read = 0;
     loop {
         match seen.turn.behaviour {
-            Behaviour::LeaveAfter(count) if read == count => {
+            Behaviour::LeaveMidStream(count) | Behaviour::LeaveBeforeDone(count)
+                if read == count =>
+            {
                 seen.end = End::Left;
                 return Ok(());
             }
-            Behaviour::Slow(pause) => tokio::time::sleep(pause).await,
+            Behaviour::ReadSlowly(pause) => tokio::time::sleep(pause).await,
             _ => {}
         }
         match events.next().await {

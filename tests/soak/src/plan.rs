@@ -4,9 +4,12 @@
 //! before, so that they are reproducible. Every prompt and every token names its turn.
 
 use std::fmt;
+use std::ops::Range;
 use std::time::Duration;
 
+use fastrand::Rng;
 use ollama_stand_in::{Script, wire};
+use strum::IntoStaticStr;
 
 /// A turn's name: `c12-t3`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -47,56 +50,45 @@ impl TurnId {
     }
 }
 
-/// What Ollama does, where it matters with the number of tokens before it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What Ollama does. All but [`Upstream::Reply`] are faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
+#[strum(prefix = "ollama-", serialize_all = "kebab-case")]
 pub(crate) enum Upstream {
     Reply,
     /// A status and a message instead of a stream.
     Refuse(u16),
     /// A FIN in mid-stream.
-    BreakOff(usize),
+    BreakOff,
     /// An RST in mid-stream.
-    Reset(usize),
+    Reset,
     /// A clean end without `done`.
-    EndEarly(usize),
+    EndEarly,
     /// A line that is no JSON; then the reply goes on.
-    Garbage(usize),
+    Garbage,
     /// `{"error": …}`, and the end.
-    ErrorLine(usize),
+    ErrorLine,
     /// Nothing more, until the client gives up.
-    Hang(usize),
+    Hang,
 }
 
-impl Upstream {
-    /// Its name as a fault, if it is one.
-    pub(crate) fn fault(self) -> Option<&'static str> {
-        Some(match self {
-            Self::Reply => return None,
-            Self::Refuse(_) => "Ollama refuses",
-            Self::BreakOff(_) => "Ollama breaks off",
-            Self::Reset(_) => "Ollama resets the connection",
-            Self::EndEarly(_) => "Ollama ends without done",
-            Self::Garbage(_) => "Ollama sends garbage",
-            Self::ErrorLine(_) => "Ollama sends an error line",
-            Self::Hang(_) => "Ollama hangs",
-        })
-    }
-}
-
-/// What the client does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What the client does. All but [`Behaviour::Read`] are faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
+#[strum(prefix = "client-", serialize_all = "kebab-case")]
 pub(crate) enum Behaviour {
     Read,
     /// Waits before it reads each event.
-    Slow(Duration),
+    ReadSlowly(Duration),
     /// Leaves this long after the request was sent, whether or not the head has come.
     LeaveEarly(Duration),
     /// Leaves after this many events.
-    LeaveAfter(usize),
+    LeaveMidStream(usize),
+    /// Leaves after all events but `done`, of which there are this many.
+    LeaveBeforeDone(usize),
 }
 
 /// What befalls hosts, database and network while a turn runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
+#[strum(serialize_all = "kebab-case")]
 pub(crate) enum Fault {
     DatabaseRestart,
     DatabaseCrash,
@@ -112,23 +104,23 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::DatabaseRestart => "PostgreSQL restarted",
-            Self::DatabaseCrash => "PostgreSQL crashed",
-            Self::DatabaseCut => "wire to PostgreSQL cut",
-            Self::DatabaseRefuse => "PostgreSQL unreachable",
-            Self::DatabaseDelay => "wire to PostgreSQL slow",
-            Self::DatabaseHold => "wire to PostgreSQL silent",
-            Self::DatabaseSwallow => "PostgreSQL's answers lost",
-            Self::OllamaCut => "wire to Ollama cut",
-            Self::OllamaDown => "Ollama down",
-            Self::HostKill => "host killed (SIGKILL)",
-            Self::HostStop => "host stopped (SIGTERM)",
+    fn draw(random: &mut Rng) -> Self {
+        match random.usize(0..16) {
+            0 => Self::DatabaseRestart,
+            1 => Self::DatabaseCrash,
+            2 | 3 => Self::DatabaseCut,
+            4 => Self::DatabaseRefuse,
+            5 | 6 => Self::DatabaseDelay,
+            7 => Self::DatabaseHold,
+            8 | 9 => Self::DatabaseSwallow,
+            10 => Self::OllamaCut,
+            11 => Self::OllamaDown,
+            12 | 13 => Self::HostKill,
+            _ => Self::HostStop,
         }
     }
 
-    pub(crate) fn needs_postgres(self) -> bool {
+    fn needs_postgres(self) -> bool {
         !matches!(
             self,
             Self::OllamaCut | Self::OllamaDown | Self::HostKill | Self::HostStop
@@ -157,6 +149,8 @@ pub(crate) struct Turn {
     /// Lines come in two pieces.
     pub(crate) in_pieces: bool,
     pub(crate) upstream: Upstream,
+    /// Tokens before Ollama fails, where it does.
+    pub(crate) before_failure: usize,
     pub(crate) behaviour: Behaviour,
     pub(crate) fault: Option<PlannedFault>,
 }
@@ -164,23 +158,23 @@ pub(crate) struct Turn {
 impl Turn {
     /// What Ollama sends.
     pub(crate) fn script(&self) -> Script {
-        let (count, script) = match self.upstream {
-            Upstream::Refuse(status) => return Script::refuse(status, "as planned"),
-            Upstream::Reply => (self.tokens, Script::new().done()),
-            Upstream::BreakOff(count) => (count, Script::new().break_off()),
-            Upstream::Reset(count) => (count, Script::new().reset()),
-            Upstream::EndEarly(count) => (count, Script::new()),
-            Upstream::ErrorLine(count) => (count, Script::new().line(wire::error("as planned"))),
-            Upstream::Hang(count) => (count, Script::new().hang()),
-            Upstream::Garbage(count) => {
-                let rest = self.lines(Script::new().line("<garbage>"), count..self.tokens);
-                (count, rest.done())
+        let begun = self.lines(Script::new(), 0..self.before_failure);
+        match self.upstream {
+            Upstream::Reply => self.lines(Script::new(), 0..self.tokens).done(),
+            Upstream::Refuse(status) => Script::refuse(status, "as planned"),
+            Upstream::BreakOff => begun.break_off(),
+            Upstream::Reset => begun.reset(),
+            Upstream::EndEarly => begun,
+            Upstream::Garbage => {
+                let rest = self.before_failure..self.tokens;
+                self.lines(begun.line("<garbage>"), rest).done()
             }
-        };
-        self.lines(Script::new(), 0..count).then(script)
+            Upstream::ErrorLine => begun.line(wire::error("as planned")),
+            Upstream::Hang => begun.hang(),
+        }
     }
 
-    fn lines(&self, script: Script, tokens: std::ops::Range<usize>) -> Script {
+    fn lines(&self, script: Script, tokens: Range<usize>) -> Script {
         tokens.fold(script, |script, n| {
             let line = wire::token(&self.id.token(n)) + "\n";
             let script = script.delay(self.pace);
@@ -193,33 +187,26 @@ impl Turn {
         })
     }
 
-    /// Whether Ollama says `done`.
+    /// Whether Ollama sends `done`.
     pub(crate) fn completes(&self) -> bool {
-        matches!(self.upstream, Upstream::Reply | Upstream::Garbage(_))
+        matches!(self.upstream, Upstream::Reply | Upstream::Garbage)
     }
 
     /// Tokens that certainly arrive if Ollama is called and nothing else fails.
     pub(crate) fn tokens_for_certain(&self) -> usize {
         match self.upstream {
-            Upstream::Reply | Upstream::Garbage(_) => self.tokens,
-            Upstream::BreakOff(count)
-            | Upstream::EndEarly(count)
-            | Upstream::ErrorLine(count)
-            | Upstream::Hang(count) => count,
+            Upstream::Reply | Upstream::Garbage => self.tokens,
             // An RST overtakes what was sent before it.
-            Upstream::Refuse(_) | Upstream::Reset(_) => 0,
+            Upstream::Refuse(_) | Upstream::Reset => 0,
+            _ => self.before_failure,
         }
     }
 
-    /// What the client does, as a fault, if it is one.
-    pub(crate) fn client_fault(&self) -> Option<&'static str> {
-        Some(match self.behaviour {
-            Behaviour::Read => return None,
-            Behaviour::Slow(_) => "client reads slowly",
-            Behaviour::LeaveEarly(_) => "client leaves around the head",
-            Behaviour::LeaveAfter(events) if events >= self.tokens => "client leaves before done",
-            Behaviour::LeaveAfter(_) => "client leaves in mid-stream",
-        })
+    /// What Ollama and the client do, if it is a fault.
+    pub(crate) fn faults(&self) -> impl Iterator<Item = &'static str> {
+        let upstream = (self.upstream != Upstream::Reply).then(|| self.upstream.into());
+        let client = (self.behaviour != Behaviour::Read).then(|| self.behaviour.into());
+        upstream.into_iter().chain(client)
     }
 }
 
@@ -236,72 +223,67 @@ pub(crate) struct Plan {
 impl Plan {
     /// A conversation's prompts, in rounds of one prompt or two concurrent ones.
     pub(crate) fn rounds(&self, conversation: usize) -> Vec<Vec<Turn>> {
-        let share = self.turns / self.conversations.max(1);
-        let count = share + usize::from(conversation < self.turns % self.conversations.max(1));
-        let mut random = Random::new(self.seed, &[conversation as u64, u64::MAX]);
+        let share = self.turns / self.conversations;
+        let count = share + usize::from(conversation < self.turns % self.conversations);
+        let mut random = self.random(conversation, usize::MAX);
+        let mut turns = (0..count).map(|turn| self.turn(TurnId { conversation, turn }));
         let mut rounds = Vec::new();
-        let mut turn = 0;
-        while turn < count {
-            let together = if random.one_in(7) { 2 } else { 1 };
-            let until = count.min(turn + together);
-            let ids = (turn..until).map(|turn| TurnId { conversation, turn });
-            rounds.push(ids.map(|id| self.turn(id)).collect());
-            turn = until;
+        while let Some(turn) = turns.next() {
+            let is_pair = random.usize(0..7) == 0;
+            let second = is_pair.then(|| turns.next()).flatten();
+            rounds.push([turn].into_iter().chain(second).collect());
         }
         rounds
     }
 
     /// A turn in which nothing fails: the last of each conversation, after the faults.
     pub(crate) fn closing(&self, conversation: usize) -> Turn {
-        let id = TurnId {
-            conversation,
-            turn: self.turns,
-        };
+        let turn = self.turns;
         Turn {
             upstream: Upstream::Reply,
             behaviour: Behaviour::Read,
             fault: None,
-            ..self.turn(id)
+            ..self.turn(TurnId { conversation, turn })
         }
     }
 
     /// The turn of this name.
     pub(crate) fn turn(&self, id: TurnId) -> Turn {
-        let mut random = Random::new(self.seed, &[id.conversation as u64, id.turn as u64]);
-        let host = random.below(self.hosts);
-        let tokens = match random.below(40) {
+        let mut random = self.random(id.conversation, id.turn);
+        let host = random.usize(0..self.hosts);
+        let tokens = match random.usize(0..40) {
             0 => 200,
-            _ => 1 + random.below(12),
+            _ => random.usize(1..13),
         };
         let pace = match tokens {
             200 => Duration::ZERO,
-            _ => Duration::from_millis(random.below(25) as u64),
+            _ => Duration::from_millis(random.u64(0..25)),
         };
-        let in_pieces = random.one_in(4);
-        let some = random.below(tokens + 1);
-        let upstream = match random.below(100) {
+        let in_pieces = random.usize(0..4) == 0;
+        let before_failure = random.usize(0..=tokens);
+        let upstream = match random.usize(0..100) {
             0..64 => Upstream::Reply,
             64..68 => Upstream::Refuse(404),
             68..70 => Upstream::Refuse(503),
-            70..75 => Upstream::BreakOff(some),
-            75..80 => Upstream::Reset(some),
-            80..85 => Upstream::EndEarly(some),
-            85..90 => Upstream::Garbage(some),
-            90..95 => Upstream::ErrorLine(some),
-            _ => Upstream::Hang(some),
+            70..75 => Upstream::BreakOff,
+            75..80 => Upstream::Reset,
+            80..85 => Upstream::EndEarly,
+            85..90 => Upstream::Garbage,
+            90..95 => Upstream::ErrorLine,
+            _ => Upstream::Hang,
         };
-        let behaviour = match random.below(100) {
+        let behaviour = match random.usize(0..100) {
             0..70 => Behaviour::Read,
-            70..78 => Behaviour::Slow(Duration::from_millis(1 + random.below(40) as u64)),
-            78..86 => Behaviour::LeaveEarly(Duration::from_micros(random.below(60_000) as u64)),
-            86..94 => Behaviour::LeaveAfter(random.below(tokens)),
-            _ => Behaviour::LeaveAfter(tokens),
+            70..78 => Behaviour::ReadSlowly(Duration::from_millis(random.u64(1..41))),
+            78..86 => Behaviour::LeaveEarly(Duration::from_micros(random.u64(0..60_000))),
+            86..94 => Behaviour::LeaveMidStream(random.usize(0..tokens)),
+            _ => Behaviour::LeaveBeforeDone(tokens),
         };
-        let fault = random.one_in(30).then(|| PlannedFault {
-            fault: random.fault(),
-            host: random.below(self.hosts),
-            after: Duration::from_millis(random.below(200) as u64),
-            lasts: Duration::from_millis(50 + random.below(1_500) as u64),
+        let fault = (random.usize(0..30) == 0).then(|| PlannedFault {
+            fault: Fault::draw(&mut random),
+            host: random.usize(0..self.hosts),
+            after: Duration::from_millis(random.u64(0..200)),
+            lasts: Duration::from_millis(random.u64(50..1_550)),
         });
         Turn {
             id,
@@ -310,54 +292,16 @@ impl Plan {
             pace,
             in_pieces,
             upstream,
+            before_failure,
             behaviour,
             fault: fault.filter(|planned| self.has_postgres || !planned.fault.needs_postgres()),
         }
     }
-}
 
-/// SplitMix64: small, and the same on every machine.
-struct Random(u64);
-
-impl Random {
-    fn new(seed: u64, names: &[u64]) -> Self {
-        let mut random = Self(seed);
-        for name in names {
-            random.0 = random.next() ^ name;
-        }
-        random
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// 0 to `end` - 1.
-    fn below(&mut self, end: usize) -> usize {
-        (self.next() % end.max(1) as u64) as usize
-    }
-
-    fn one_in(&mut self, n: usize) -> bool {
-        self.below(n) == 0
-    }
-
-    fn fault(&mut self) -> Fault {
-        match self.below(16) {
-            0 => Fault::DatabaseRestart,
-            1 => Fault::DatabaseCrash,
-            2 | 3 => Fault::DatabaseCut,
-            4 => Fault::DatabaseRefuse,
-            5 | 6 => Fault::DatabaseDelay,
-            7 => Fault::DatabaseHold,
-            8 | 9 => Fault::DatabaseSwallow,
-            10 => Fault::OllamaCut,
-            11 => Fault::OllamaDown,
-            12..14 => Fault::HostKill,
-            _ => Fault::HostStop,
-        }
+    /// Random numbers that depend on the seed and the turn alone.
+    fn random(&self, conversation: usize, turn: usize) -> Rng {
+        let mut conversation = Rng::with_seed(self.seed ^ conversation as u64);
+        Rng::with_seed(conversation.u64(..) ^ turn as u64)
     }
 }
 
@@ -395,14 +339,11 @@ mod tests {
             turns: 20_000,
             ..PLAN
         };
-        let mut kinds = std::collections::BTreeSet::new();
-        for turn in (0..plan.conversations)
-            .flat_map(|c| plan.rounds(c))
-            .flatten()
-        {
-            kinds.extend(turn.upstream.fault());
-            kinds.extend(turn.client_fault());
-            kinds.extend(turn.fault.map(|planned| planned.fault.name()));
+        let all = (0..plan.conversations).flat_map(|c| plan.rounds(c));
+        let mut kinds = std::collections::BTreeSet::<&str>::new();
+        for turn in all.flatten() {
+            kinds.extend(turn.faults());
+            kinds.extend(turn.fault.map(|planned| <&str>::from(planned.fault)));
         }
         assert_eq!(kinds.len(), 7 + 4 + 11, "{kinds:?}");
     }

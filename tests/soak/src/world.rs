@@ -142,7 +142,7 @@ impl World {
         let (fault, lasts) = (planned.fault, planned.lasts);
         let node = self.nodes.get(planned.host).context("no such host")?;
         let database = || node.database.as_ref().context("no wire to a database");
-        self.count(fault.name());
+        self.count(fault.into());
         match fault {
             Fault::DatabaseRestart | Fault::DatabaseCrash => {
                 let cluster = Cluster::shared().await?;
