@@ -6,10 +6,10 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fmt;
 use std::time::Duration;
 
 use llmchat_testkit::Row;
+use strum::{Display, VariantArray};
 
 use self::Kind::{Doubled, Lost, Mixed, OutOfOrder, Untrue};
 use crate::plan::{Turn, TurnId};
@@ -85,7 +85,8 @@ pub(crate) struct Evidence {
     pub(crate) leaving_cancels: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Display, VariantArray)]
+#[strum(serialize_all = "kebab-case")]
 pub(crate) enum Kind {
     /// Not stored, or not in the context, though the client could rely on it.
     Lost,
@@ -98,29 +99,8 @@ pub(crate) enum Kind {
     Untrue,
 }
 
-impl Kind {
-    pub(crate) const ALL: [Self; 5] = [Lost, Doubled, OutOfOrder, Mixed, Untrue];
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Lost => "lost",
-            Doubled => "doubled",
-            OutOfOrder => "out of order",
-            Mixed => "mixed",
-            Untrue => "untrue",
-        })
-    }
-}
-
-/// A guarantee that does not hold.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Violation {
-    pub(crate) kind: Kind,
-    pub(crate) conversation: usize,
-    pub(crate) what: String,
-}
+/// A guarantee that does not hold, and where.
+pub(crate) type Violation = (Kind, String);
 
 /// A kill can cut a turn this long after its client has left.
 const AFTERLIFE: Duration = Duration::from_secs(10);
@@ -139,27 +119,16 @@ pub(crate) fn audit(evidence: &Evidence) -> Vec<Violation> {
         let conversation = conversations.entry(call.id.conversation);
         conversation.or_default().calls.push(call);
     }
-    let mut violations = Vec::new();
-    let known: usize = evidence.rows.values().map(Vec::len).sum();
-    if known != evidence.row_count {
-        violations.push(Violation {
-            kind: Mixed,
-            conversation: 0,
-            what: format!("{} rows, {known} in the conversations", evidence.row_count),
-        });
+    let mut found = Vec::new();
+    let (known, count) = (evidence.rows.values().flatten().count(), evidence.row_count);
+    if known != count {
+        found.push((Mixed, format!("{count} rows, {known} in the conversations")));
     }
-    for (conversation, of_it) in conversations {
-        let found = of_it.audit(conversation, evidence).into_iter();
-        violations.extend(found.map(|(kind, what)| Violation {
-            kind,
-            conversation,
-            what,
-        }));
+    for (number, conversation) in conversations {
+        conversation.audit(number, evidence, &mut found);
     }
-    violations
+    found
 }
-
-type Found = Vec<(Kind, String)>;
 
 #[derive(Default)]
 struct Conversation<'a> {
@@ -177,29 +146,28 @@ struct Stored {
 }
 
 impl Conversation<'_> {
-    fn audit(mut self, number: usize, evidence: &Evidence) -> Found {
-        let mut found = Vec::new();
-        self.attribute(number, &mut found);
+    fn audit(mut self, number: usize, evidence: &Evidence, found: &mut Vec<Violation>) {
+        self.attribute(number, found);
         for seen in &self.seen {
-            self.turn(seen, evidence, &mut found);
+            self.turn(seen, evidence, found);
         }
-        self.order(&mut found);
-        self.contexts(number, &mut found);
-        found
+        self.order(found);
+        self.contexts(number, found);
     }
 
     /// Finds the turn of each row.
-    fn attribute(&mut self, number: usize, found: &mut Found) {
+    fn attribute(&mut self, number: usize, found: &mut Vec<Violation>) {
         let mut ids: HashMap<&str, TurnId> = HashMap::new();
         for (index, row) in self.rows.iter().enumerate() {
             let id = match turn_of(&row.role, &row.message) {
-                Ok(id) if id.conversation == number => id,
-                Ok(id) => {
-                    found.push((Mixed, format!("row {index} is of {id}: {row:?}")));
-                    continue;
-                }
+                Ok(id) if id.conversation == number => Ok(id),
+                Ok(id) => Err((Mixed, format!("of {id}"))),
+                Err(violation) => Err(violation),
+            };
+            let id = match id {
+                Ok(id) => id,
                 Err((kind, why)) => {
-                    found.push((kind, format!("row {index}: {why}: {row:?}")));
+                    found.push((kind, format!("row {index} of c{number}: {why}: {row:?}")));
                     continue;
                 }
             };
@@ -220,7 +188,7 @@ impl Conversation<'_> {
     }
 
     /// One turn: what was seen against what is stored.
-    fn turn(&self, seen: &Seen, evidence: &Evidence, found: &mut Found) {
+    fn turn(&self, seen: &Seen, evidence: &Evidence, found: &mut Vec<Violation>) {
         let (turn, id) = (&seen.turn, seen.turn.id);
         let stored = self.stored.get(&id).cloned().unwrap_or_default();
         let row = |indices: &[usize]| self.rows.get(*indices.first()?);
@@ -324,7 +292,7 @@ impl Conversation<'_> {
     }
 
     /// Turns that did not overlap are in the order of time; a reply is right after its prompt.
-    fn order(&self, found: &mut Found) {
+    fn order(&self, found: &mut Vec<Violation>) {
         for (id, stored) in &self.stored {
             for (prompt, reply) in stored.prompts.iter().zip(&stored.replies) {
                 if *reply != prompt + 1 {
@@ -349,7 +317,7 @@ impl Conversation<'_> {
     }
 
     /// What Ollama was sent: all that was certain by then, in the order of the rows, nothing else.
-    fn contexts(&self, number: usize, found: &mut Found) {
+    fn contexts(&self, number: usize, found: &mut Vec<Violation>) {
         let rows = self.rows.iter().enumerate();
         let index: HashMap<_, _> = rows
             .map(|(index, row)| ((row.role.as_str(), row.message.as_str()), index))
@@ -402,7 +370,7 @@ impl Conversation<'_> {
 }
 
 /// The turn that a text is of: a prompt, or a reply whose tokens are in sequence.
-fn turn_of(role: &str, text: &str) -> Result<TurnId, (Kind, String)> {
+fn turn_of(role: &str, text: &str) -> Result<TurnId, Violation> {
     let foreign = || (Mixed, "not of this run".to_owned());
     if role != "assistant" {
         let text_of = text.strip_prefix("prompt ").ok_or_else(foreign)?;
@@ -520,7 +488,7 @@ mod tests {
         evidence.row_count += rows.len();
         evidence.rows.insert(1, rows);
         let violations = audit(&evidence);
-        let kinds: BTreeSet<_> = violations.iter().map(|found| found.kind).collect();
+        let kinds: BTreeSet<_> = violations.iter().map(|(kind, _)| *kind).collect();
         kinds.into_iter().collect()
     }
 
@@ -549,10 +517,16 @@ mod tests {
     }
 
     #[test]
-    fn a_prompt_that_is_missing_or_changed_is_lost() {
+    fn what_is_missing_or_changed_is_lost() {
         assert!(found(|_, rows| drop(rows.remove(2))).contains(&Lost));
         let changed = id(1).prompt().replace('\t', " ");
         assert!(found(|_, rows| rows[2].message = changed).contains(&Lost));
+        let missing = id(1).reply(TOKENS).replace(&id(1).token(1), "");
+        assert!(found(|_, rows| rows[3].message = missing).contains(&Lost));
+        for missing in [1, 0] {
+            let without = found(|e, _| drop(e.calls[1].messages.remove(missing)));
+            assert_eq!(without, [Lost]);
+        }
     }
 
     #[test]
@@ -569,56 +543,30 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_is_missing_is_lost_and_one_stored_twice_is_doubled() {
-        let missing = id(1).reply(TOKENS).replace(&id(1).token(1), "");
-        assert!(found(|_, rows| rows[3].message = missing).contains(&Lost));
+    fn what_is_stored_or_sent_twice_is_doubled() {
         let twice = id(1).reply(TOKENS) + &id(1).token(2);
         assert!(found(|_, rows| rows[3].message = twice).contains(&Doubled));
-    }
-
-    #[test]
-    fn a_context_without_what_was_done_before_lost_it() {
-        for missing in [1, 0] {
-            let without = found(|e, _| drop(e.calls[1].messages.remove(missing)));
-            assert_eq!(without, [Lost]);
-        }
-    }
-
-    #[test]
-    fn a_row_too_many_is_doubled() {
         assert!(found(|_, rows| rows.push(reply(1))).contains(&Doubled));
         assert!(found(|_, rows| rows.insert(2, prompt(1))).contains(&Doubled));
-    }
-
-    #[test]
-    fn a_context_with_something_twice_or_a_second_call_is_doubled() {
-        let twice = found(|e, _| {
+        let in_context = found(|e, _| {
             let messages = &mut e.calls[1].messages;
             messages.insert(0, messages[0].clone());
         });
-        assert_eq!(twice, [Doubled]);
+        assert_eq!(in_context, [Doubled]);
         assert_eq!(found(|e, _| e.calls.push(e.calls[1].clone())), [Doubled]);
     }
 
     #[test]
-    fn turns_against_time_are_out_of_order() {
+    fn rows_and_contexts_can_be_out_of_order() {
         assert!(found(|_, rows| rows.rotate_left(2)).contains(&OutOfOrder));
-    }
-
-    #[test]
-    fn a_reply_away_from_its_prompt_is_out_of_order() {
-        let away = found(|e, rows| {
+        let reply_away_from_its_prompt = found(|e, rows| {
             // They overlapped, so that either may come first.
             e.seen[1].sent = at(0, 0);
             e.seen[1].head = Some(at(0, 1));
             e.calls[1].messages.remove(1);
             rows.swap(1, 2);
         });
-        assert_eq!(away, [OutOfOrder]);
-    }
-
-    #[test]
-    fn a_context_in_another_order_than_the_rows_is_out_of_order() {
+        assert_eq!(reply_away_from_its_prompt, [OutOfOrder]);
         assert_eq!(found(|e, _| e.calls[1].messages.swap(0, 1)), [OutOfOrder]);
     }
 
@@ -636,61 +584,37 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_sent_is_mixed() {
+    fn what_is_of_no_turn_or_of_two_is_mixed() {
         assert_eq!(found(|_, rows| rows.extend([prompt(2), reply(2)])), [Mixed]);
         for id in [id(2), FOREIGN] {
-            assert_eq!(
-                found(|e, _| e.calls.push(Call {
-                    id,
-                    messages: Vec::new()
-                })),
-                [Mixed]
-            );
+            let messages = Vec::new();
+            let unsent = found(|e, _| e.calls.push(Call { id, messages }));
+            assert_eq!(unsent, [Mixed]);
         }
-    }
-
-    #[test]
-    fn a_row_of_no_conversation_is_mixed() {
         assert_eq!(found(|e, _| e.row_count = 1), [Mixed]);
+        let under_one_id = found(|_, rows| rows[3].turn = rows[0].turn.clone());
+        assert_eq!(under_one_id, [Mixed]);
     }
 
     #[test]
-    fn an_error_after_the_faults_is_untrue() {
-        let failed = found(|e, rows| {
+    fn what_the_client_was_not_shown_is_untrue() {
+        let after_the_faults = found(|e, rows| {
             failed(e, rows, "ollama_broke_off");
             e.first_closing = 1;
         });
-        assert_eq!(failed, [Untrue]);
-    }
-
-    #[test]
-    fn two_turns_under_one_id_are_mixed() {
-        assert_eq!(
-            found(|_, rows| rows[3].turn = rows[0].turn.clone()),
-            [Mixed]
-        );
-    }
-
-    #[test]
-    fn a_reply_that_was_shown_otherwise_is_untrue() {
+        assert_eq!(after_the_faults, [Untrue]);
         let longer = found(|e, rows| {
             failed(e, rows, "ollama_broke_off");
             rows[3] = partial(1, 3);
         });
         assert_eq!(longer, [Untrue]);
-        assert_eq!(
-            found(|_, rows| rows[3].status = "partial".to_owned()),
-            [Untrue]
-        );
-    }
-
-    #[test]
-    fn an_end_without_done_or_an_error_is_untrue() {
-        let silent = found(|e, rows| {
+        let partial = "partial".to_owned();
+        assert_eq!(found(|_, rows| rows[3].status = partial), [Untrue]);
+        let neither_done_nor_error = found(|e, rows| {
             failed(e, rows, "");
             e.seen[1].codes.clear();
         });
-        assert_eq!(silent, [Untrue]);
+        assert_eq!(neither_done_nor_error, [Untrue]);
     }
 
     #[test]

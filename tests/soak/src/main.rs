@@ -18,9 +18,11 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use anyhow::{Result, bail, ensure};
 use clap::{Parser, Subcommand};
+use futures_util::future::try_join_all;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use strum::VariantArray;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, Semaphore};
-use tokio::task::JoinSet;
+use tokio::sync::Notify;
 
 use auditor::{End, Evidence, Kind, Seen};
 use plan::{Plan, Turn};
@@ -183,7 +185,8 @@ impl Soak {
         report(&world, &evidence, elapsed)
     }
 
-    /// All conversations, at most `at_once` at a time, until the limit.
+    /// All conversations, at most `at_once` at a time, until the limit: round after round, the
+    /// prompts of a round concurrently.
     async fn converse(
         &self,
         world: &Arc<World>,
@@ -191,37 +194,22 @@ impl Soak {
         rounds: impl Fn(usize) -> Vec<Vec<Turn>>,
     ) -> Result<Vec<Seen>> {
         let until = Instant::now() + limit;
-        let at_once = Arc::new(Semaphore::new(self.at_once));
-        let mut conversations = JoinSet::new();
-        for conversation in 0..self.conversations {
-            let rounds = rounds(conversation);
-            conversations.spawn(converse(world.clone(), at_once.clone(), rounds, until));
-        }
-        let mut all = Vec::new();
-        while let Some(seen) = conversations.join_next().await {
-            all.extend(seen??);
-        }
-        Ok(all)
+        let converse = async |rounds: Vec<Vec<Turn>>| {
+            let mut all = Vec::new();
+            for round in rounds {
+                if Instant::now() > until {
+                    break;
+                }
+                let turns = round.into_iter().map(|turn| client::run(world, turn));
+                all.extend(try_join_all(turns).await?);
+            }
+            Ok(all)
+        };
+        let conversations = stream::iter(0..self.conversations)
+            .map(|conversation| converse(rounds(conversation)))
+            .buffer_unordered(self.at_once);
+        conversations.try_concat().await
     }
-}
-
-/// One conversation: round after round, the prompts of a round concurrently.
-async fn converse(
-    world: Arc<World>,
-    at_once: Arc<Semaphore>,
-    rounds: Vec<Vec<Turn>>,
-    until: Instant,
-) -> Result<Vec<Seen>> {
-    let mut all = Vec::new();
-    for round in rounds {
-        let _permit = at_once.acquire().await?;
-        if Instant::now() > until {
-            break;
-        }
-        let turns = round.into_iter().map(|turn| client::run(&world, turn));
-        all.extend(futures_util::future::try_join_all(turns).await?);
-    }
-    Ok(all)
 }
 
 /// Prints what happened, and what the auditor finds; an error if that is a violation.
@@ -229,12 +217,9 @@ fn report(world: &World, evidence: &Evidence, elapsed: Duration) -> Result<()> {
     let mut ends: BTreeMap<String, usize> = BTreeMap::new();
     for seen in &evidence.seen {
         let end = match &seen.end {
-            End::Clean if seen.done => "done".to_owned(),
-            End::Clean => "error event".to_owned(),
-            End::Refused(status) => format!("status {status}"),
-            End::NoAnswer => "no head (client left, or host gone)".to_owned(),
-            End::Broken => "stream cut".to_owned(),
-            End::Left => "client left in mid-stream".to_owned(),
+            End::Clean if seen.done => "Done".to_owned(),
+            End::Clean => "Error".to_owned(),
+            end => format!("{end:?}"),
         };
         *ends.entry(end).or_default() += 1;
     }
@@ -256,23 +241,23 @@ fn report(world: &World, evidence: &Evidence, elapsed: Duration) -> Result<()> {
     }
     let violations = auditor::audit(evidence);
     println!("\nAuditor");
-    for kind in Kind::ALL {
-        let of_kind = violations.iter().filter(|found| found.kind == kind);
+    for kind in Kind::VARIANTS {
+        let of_kind = violations.iter().filter(|(found, _)| found == kind);
         println!("  {:>6}  {kind}", of_kind.count());
     }
     if violations.is_empty() {
         return Ok(());
     }
     println!();
-    for found in violations.iter().take(40) {
-        let (kind, conversation) = (found.kind, found.conversation);
-        println!("{kind}, conversation {conversation}: {}", found.what);
+    for (kind, what) in violations.iter().take(40) {
+        println!("{kind}: {what}");
     }
-    let logs = world.keep_logs()?;
+    let (count, seed) = (violations.len(), world.plan.seed);
+    // They outlive the run.
+    let logs = std::env::temp_dir().join(format!("llmchat-soak-{seed}.log"));
+    std::fs::write(&logs, world.log()?)?;
     bail!(
-        "{} violations; seed {}; the hosts' logs are in {}",
-        violations.len(),
-        world.plan.seed,
+        "{count} violations; seed {seed}; the hosts' logs are in {}",
         logs.display()
     )
 }

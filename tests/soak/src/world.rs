@@ -1,7 +1,7 @@
 //! Everything around the clients: database, Ollama, hosts, the network between them, and the faults.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -211,13 +211,6 @@ impl World {
     /// What the hosts have logged.
     pub(crate) fn log(&self) -> Result<String> {
         self.nodes.iter().map(|node| node.host.log()).collect()
-    }
-
-    /// Copies the logs to a file that outlives the run, and returns its path.
-    pub(crate) fn keep_logs(&self) -> Result<PathBuf> {
-        let kept = std::env::temp_dir().join(format!("llmchat-soak-{}.log", self.plan.seed));
-        std::fs::write(&kept, self.log()?)?;
-        Ok(kept)
     }
 
     /// Stops every host, in an orderly way.
