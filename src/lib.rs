@@ -1,7 +1,7 @@
 //! An LLM with a memory behind one URL: a Spin HTTP component.
 //!
-//! `POST /llmchat/` stores a prompt, sends the conversation that it belongs to to Ollama, relays the reply
-//! as server-sent events, and stores it. Data goes one way, and the modules lie in that order:
+//! `POST /llmchat/` stores a prompt, sends its conversation to Ollama, relays the reply as server-sent
+//! events, and stores it. Data goes one way, and the modules lie in that order:
 //!
 //! | module | its one job | does not know |
 //! | --- | --- | --- |
@@ -9,9 +9,9 @@
 //! | [`http`] | bytes in (bounded), answers and event streams out | routes, chat |
 //! | [`request`] | JSON to [`request::ChatRequest`]; all limits on a request | database, Ollama |
 //! | [`turn`] | a stored turn: its order and policy, its lease; the relay while it lasts | SQL, JSON, framing |
-//! | [`ollama`] | the call of Ollama's chat API: URL, body, refusals | database, SSE |
-//! | [`reply`] | the pure path: bytes to lines to events, and the text to store | sockets, clock, Spin |
-//! | [`store`] | all SQL; the port and its two adapters, retries, migrations | HTTP, SSE, Ollama |
+//! | [`ollama`] | the call of Ollama's chat API: URL, headers, body, refusals | database, SSE |
+//! | [`reply`] | the pure path: bytes to lines to events, and the text to store, complete or partial | sockets, clock, Spin |
+//! | [`store`] | all SQL, and with it the order of a conversation; the port and its two adapters, retries, migrations | HTTP, SSE, Ollama |
 //!
 //! Shared by all: [`conversation`] (the vocabulary, and the JSON of messages), [`error`] (who learns what),
 //! [`config`] (the operator's settings), [`clock`] (deadlines), [`ids`], [`permit`] (turns an instance
