@@ -54,10 +54,12 @@ impl Sqlite {
             }
         }
         let start = match insert(&call, turn, messages).await? {
-            Some(start) => start,
-            None => read(&call, turn, messages).await?,
+            Some(start) => {
+                call.end();
+                start
+            }
+            None => read(call, turn, messages).await?,
         };
-        call.end();
         Ok(Begun::Started(start))
     }
 
@@ -164,7 +166,7 @@ async fn insert(
 
 /// Reads the conversation row by row.
 async fn read(
-    call: &Call,
+    call: Call,
     turn: &NewTurn,
     messages: &mut Messages,
 ) -> Result<TurnStart, StoreError> {
@@ -188,6 +190,8 @@ async fn read(
         Ok(())
     })
     .await?;
+    // The statement went well, whatever its rows say: the connection stays in use.
+    call.end();
     // Neither a row nor a start: the conversation is empty, and so is the prompt.
     Ok(history.end()?.unwrap_or(TurnStart(0)))
 }
