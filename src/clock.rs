@@ -80,7 +80,7 @@ pub(crate) struct Deadline(u64);
 ///
 /// A timer for each wait would be two host calls for each token, and cancelling one that did not fire is
 /// a round through the host's event loop. So one timer serves all waits of a turn: it divides time into
-/// ticks, and a wait ends up to two ticks after its deadline, never before it. Ticks are counted from the
+/// ticks, and a wait ends up to two ticks after its limit, never before it. Ticks are counted from the
 /// start, so that the lateness of one is not added to the next.
 pub(crate) struct Ticker<C = Monotonic> {
     clock: C,
@@ -116,12 +116,12 @@ impl<C: Clock> Ticker<C> {
 
     /// The moment `limit` from now.
     pub(crate) fn deadline(&self, limit: Duration) -> Deadline {
-        // It is up to one tick later than the clock says.
+        // The real time is up to one tick after `now`, which the last poll has updated.
         let now = self.now.saturating_add(self.tick);
         Deadline(now.saturating_add(nanoseconds(limit)))
     }
 
-    /// A moment `interval` from now, give or take a tick: for what need not be exact, but not late.
+    /// A moment `interval` from now, up to a tick early or late: for intervals that need not be exact.
     pub(crate) fn about(&self, interval: Duration) -> Deadline {
         Deadline(self.now.saturating_add(nanoseconds(interval)))
     }

@@ -15,7 +15,7 @@ use thiserror::Error;
 use crate::reply::Whitespace;
 use crate::request::Limits;
 
-/// What a turn is run by. Has no `Debug`, since it holds a password.
+/// The settings of a turn. Has no `Debug`, since it holds a password.
 pub(crate) struct Config {
     /// PostgreSQL's URL, with its password; `None` is the host's SQLite.
     pub(crate) database_url: Option<String>,

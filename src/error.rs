@@ -70,7 +70,7 @@ impl Rejection {
 pub enum Code {
     /// No connection to Ollama could be established.
     OllamaUnreachable,
-    /// Ollama answered with another status than 200.
+    /// Ollama answered with a status other than 200.
     OllamaRefused,
     /// Ollama was silent for longer than the operator allows.
     OllamaTimeout,

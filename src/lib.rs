@@ -1,7 +1,7 @@
 //! An LLM with a memory behind one URL: a Spin HTTP component.
 //!
 //! `POST /llmchat/` stores a prompt, sends its conversation to Ollama, relays the reply as server-sent
-//! events, and stores it. Data goes one way, and the modules lie in that order:
+//! events, and stores it. The modules, from the request to the database:
 //!
 //! | module | its one job | does not know |
 //! | --- | --- | --- |

@@ -1,4 +1,4 @@
-//! The client's end of an event stream, for as long as the client is there.
+//! The writing end of an event stream to a client, for as long as the client is there.
 
 use std::pin::pin;
 use std::time::Duration;

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use crate::error::{Code, RelayError};
 use crate::reply::wire::error_text;
 
-/// What the client is told of an answer with another status than 200.
+/// What the client is told of an answer with a status other than 200.
 pub(crate) fn refused(status: StatusCode, body: &[u8]) -> RelayError {
     let text = match message(body) {
         Some(message) => format!(

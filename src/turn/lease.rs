@@ -1,5 +1,5 @@
 //! The lease of a turn that has its conversation to itself (`on_busy = reject`): [`begin_turn`] takes it,
-//! and so long as the turn runs it is renewed here, well before it would expire.
+//! and as long as the turn runs it is renewed here, well before it would expire.
 //!
 //! [`begin_turn`]: Database::begin_turn
 

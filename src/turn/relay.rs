@@ -103,7 +103,7 @@ impl<S: Sink, C: Clock> Relay<S, C> {
         self.send().await
     }
 
-    /// Reads the body of an answer with another status than 200.
+    /// Reads the body of an answer with a status other than 200.
     async fn refused(&mut self, mut answer: impl Answer) -> Result<End, End> {
         let idle = self.config.timeouts.ollama_idle;
         let mut body = Vec::with_capacity(1024);
@@ -199,6 +199,8 @@ mod tests {
         Bytes(&'static str),
         Silence(Duration),
         Hang,
+        /// The body ends, but not the answer.
+        HangAtEnd,
         BreakOff,
     }
 
@@ -225,8 +227,8 @@ mod tests {
                         self.clock.wait_until(nanoseconds(end)).await;
                     }
                     Some(Step::Hang) => pending().await,
-                    Some(Step::BreakOff) => {
-                        self.steps.push_front(Step::BreakOff);
+                    Some(end @ (Step::BreakOff | Step::HangAtEnd)) => {
+                        self.steps.push_front(end);
                         return Piece::Last(buffer);
                     }
                     None => return Piece::Last(buffer),
@@ -235,9 +237,10 @@ mod tests {
         }
 
         async fn end(self) -> Result<(), RelayError> {
-            match self.steps.is_empty() {
-                true => Ok(()),
-                false => Err(RelayError::new(Code::OllamaBrokeOff, "broken")),
+            match self.steps.front() {
+                None => Ok(()),
+                Some(Step::HangAtEnd) => pending().await,
+                Some(_) => Err(RelayError::new(Code::OllamaBrokeOff, "broken")),
             }
         }
     }
@@ -311,8 +314,10 @@ mod tests {
 
     #[test]
     fn nothing_is_waited_for_after_done() {
-        let (outcome, _) = Scene::with(&[]).run([Step::Bytes(DONE), Step::Hang]);
+        let scene = Scene::with(&[]);
+        let (outcome, _) = scene.run([Step::Bytes(DONE), Step::Hang]);
         assert!(matches!(outcome.last, Last::Done(_)));
+        assert_eq!(scene.clock.elapsed(), Duration::ZERO);
     }
 
     #[test]
@@ -354,6 +359,13 @@ mod tests {
             let took = scene.clock.elapsed();
             assert!((7..8).contains(&took.as_secs()), "{took:?}");
         }
+        for (status, steps) in [(200, [Step::HangAtEnd]), (404, [Step::Hang])] {
+            let scene = Scene::with(&[("ollama_idle_timeout", "7s")]);
+            let answer = scene.answer(status, steps);
+            let (outcome, _) = scene.relay(async { Ok(answer) });
+            assert_eq!(code(&outcome), Code::OllamaTimeout, "{status}");
+            assert_eq!(scene.clock.elapsed().as_secs(), 7);
+        }
         let scene = Scene::with(&[("ollama_first_byte_timeout", "7s")]);
         let (outcome, _) = scene.relay(pending());
         assert_eq!(code(&outcome), Code::OllamaTimeout);
@@ -383,6 +395,16 @@ mod tests {
             matches!(outcome.last, Last::Error(error) if error.text.ends_with("404: no such model"))
         );
         assert_eq!(events, "");
+    }
+
+    #[test]
+    fn a_refusal_without_an_end_is_read_only_so_far() {
+        let scene = Scene::with(&[]);
+        let kib: &'static str = "x".repeat(1024).leak();
+        let answer = scene.answer(500, (0..1000).map(|_| Step::Bytes(kib)).chain([Step::Hang]));
+        let (outcome, _) = scene.relay(async { Ok(answer) });
+        assert_eq!(code(&outcome), Code::OllamaRefused);
+        assert_eq!(scene.clock.elapsed(), Duration::ZERO);
     }
 
     #[test]
