@@ -62,7 +62,8 @@ impl Timeouts {
         let shortest = [
             self.comment_interval,
             self.client_stall,
-            self.database,
+            // Its first try gets a seventh of it.
+            self.database / 7,
             self.ollama_first_byte,
             self.ollama_idle,
             self.turn,
@@ -397,7 +398,7 @@ pub(crate) mod tests {
     fn the_clock_ticks_often_enough_for_the_shortest_bound() {
         let (config, _) = read_from(&defaults());
         let timeouts = config.ok().unwrap().timeouts;
-        assert_eq!(timeouts.tick(), Duration::from_millis(2_500));
+        assert_eq!(timeouts.tick(), timeouts.database / 7 / 4);
         let short = Timeouts {
             database: Duration::from_millis(10),
             ..timeouts

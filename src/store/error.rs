@@ -26,6 +26,13 @@ pub(crate) enum Kind {
     /// The result is larger than the host hands out: it can be read row by row instead.
     #[error("the result is too large")]
     TooLarge,
+    /// The table or the configuration cannot be used as it is. `why` says what to do, and may be told to
+    /// the client.
+    #[error("the database cannot be used as it is")]
+    Unusable,
+    /// No TLS connection comes about, for a reason that stays: above all a certificate that nobody trusts.
+    #[error("TLS with the database failed")]
+    Tls,
     /// No answer, no connection, too busy: another try may succeed.
     #[error("the database is unavailable")]
     Unavailable,
@@ -49,10 +56,14 @@ impl StoreError {
     }
 
     /// What the client may learn: which part failed, and who can do what.
-    pub(crate) fn for_client(&self) -> &'static str {
+    pub(crate) fn for_client(&self) -> &str {
         match self.kind {
             Kind::NotAllowed => {
                 "The database's role may not create or change the table `chatts`: apply the files in `migrations/` with a role that may."
+            }
+            Kind::Unusable => &self.why,
+            Kind::Tls => {
+                "TLS with the database failed, as with a self-signed certificate (Debian's PostgreSQL has one): have this machine trust its issuer (`update-ca-certificates`, or the file in SSL_CERT_FILE), or, where the network can be trusted, add `sslmode=disable` to `database_url`."
             }
             Kind::Unavailable => {
                 "The database cannot be reached or does not answer: try again later."

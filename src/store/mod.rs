@@ -19,6 +19,7 @@ use crate::clock::Ticker;
 use crate::conversation::{AppId, Message, Messages, ReplyStatus};
 use crate::ids::Ids;
 use postgres::Postgres;
+use retry::Bounds;
 use sqlite::Sqlite;
 
 mod error;
@@ -128,8 +129,32 @@ impl Database {
         limit: Duration,
         mut call: impl AsyncFnMut(&Self) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let migrate = async || call!(self, migrate());
-        retry::within(ticker, limit, migrate, async || call(self).await).await
+        let bounds = match self {
+            Self::Postgres(_) => Bounds::several(limit),
+            // Nothing in between can be silent, and a statement that waits for the lock keeps its place.
+            Self::Sqlite(_) => Bounds::unhurried(limit),
+        };
+        let migrate = async |hung| match self.other_pool(hung) {
+            None => self.migrate().await,
+            Some(other) => other.migrate().await,
+        };
+        let call = async |hung| match self.other_pool(hung) {
+            None => call(self).await,
+            Some(other) => call(&other).await,
+        };
+        retry::within(ticker, bounds, migrate, call).await
+    }
+
+    /// The same database by way of other connections, where some were found dead.
+    fn other_pool(&self, hung: u32) -> Option<Self> {
+        match self {
+            Self::Postgres(store) if hung > 0 => Some(Self::Postgres(store.other_pool())),
+            _ => None,
+        }
+    }
+
+    async fn migrate(&self) -> Result<(), StoreError> {
+        call!(self, migrate())
     }
 
     /// Stores the prompt and appends the whole conversation, the prompt last, to `messages`.

@@ -16,31 +16,85 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// connection of SQLite's that still has the old schema.
 const MIGRATIONS: u32 = 4;
 
-/// The output of `call`, made again for `limit` at most; `migrate` brings the schema up to date.
+/// How long the first try may hang.
+const FIRST_TRY: Duration = Duration::from_secs(2);
+
+/// How long tries may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    /// All of them together.
+    all: Duration,
+    /// The first one. It is doubled after each that hangs, so that a connection that died costs little,
+    /// and a database that is only slow gets the time that it needs.
+    first: Duration,
+    /// One migration, which may have an index to build. Dropping it does not undo it: PostgreSQL goes
+    /// on, and the next try waits for its lock.
+    migration: Duration,
+}
+
+impl Bounds {
+    /// Tries of which a hanging one is not the only one. Three fit, of one, two and four parts in seven.
+    pub(super) fn several(limit: Duration) -> Self {
+        Self {
+            all: limit,
+            first: (limit / 7).min(FIRST_TRY),
+            migration: limit / 2,
+        }
+    }
+
+    /// Tries of which each may take all the time there is.
+    pub(super) fn unhurried(limit: Duration) -> Self {
+        Self {
+            all: limit,
+            first: limit,
+            migration: limit,
+        }
+    }
+}
+
+/// What is to be done next.
+#[derive(Clone, Copy)]
+enum Step {
+    Call,
+    Migrate,
+}
+
+/// The output of `call`, made again within `bounds`; `migrate` brings the schema up to date. Both are told
+/// how many tries have hung, since their connections should not be used again.
 pub(super) async fn within<T, C: Clock>(
     ticker: &mut Ticker<C>,
-    limit: Duration,
-    migrate: impl AsyncFn() -> Result<(), StoreError>,
-    mut call: impl AsyncFnMut() -> Result<T, StoreError>,
+    bounds: Bounds,
+    migrate: impl AsyncFn(u32) -> Result<(), StoreError>,
+    mut call: impl AsyncFnMut(u32) -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
+    let limit = bounds.all;
     let deadline = ticker.deadline(limit);
+    let mut patience = bounds.first;
     let mut pause = FIRST_PAUSE;
-    let mut schema_is_old = false;
-    let mut migrations = 0;
-    let mut last = None;
+    let mut step = Step::Call;
+    let (mut migrations, mut hung) = (0, 0);
+    let mut last: Option<StoreError> = None;
     loop {
-        let attempt = async {
-            if schema_is_old {
-                migrate().await?;
-                schema_is_old = false;
-                migrations += 1;
-            }
-            call().await
+        let bound = match step {
+            Step::Call => patience,
+            Step::Migrate => bounds.migration.max(patience),
         };
-        let error = match ticker.timeout_at(deadline, attempt).await {
-            Some(Ok(output)) => return Ok(output),
+        let attempt = async {
+            match step {
+                Step::Call => call(hung).await.map(Some),
+                Step::Migrate => migrate(hung).await.map(|()| None),
+            }
+        };
+        let until = ticker.deadline(bound).min(deadline);
+        let error = match ticker.timeout_at(until, attempt).await {
+            Some(Ok(Some(output))) => return Ok(output),
+            Some(Ok(None)) => {
+                migrations += 1;
+                step = Step::Call;
+                continue;
+            }
             Some(Err(error)) => error,
-            None => {
+            None if ticker.is_past(deadline) => {
                 let before =
                     last.map_or_else(String::new, |error| format!("; before that, {error}"));
                 return Err(StoreError::new(
@@ -48,10 +102,15 @@ pub(super) async fn within<T, C: Clock>(
                     format!("no answer within {limit:?} (database_timeout){before}"),
                 ));
             }
+            None => {
+                hung += 1;
+                patience *= 2;
+                continue;
+            }
         };
-        match error.kind {
-            Kind::Schema if !schema_is_old && migrations < MIGRATIONS => schema_is_old = true,
-            Kind::Unavailable if !ticker.is_past(deadline) => {
+        match (error.kind, step) {
+            (Kind::Schema, Step::Call) if migrations < MIGRATIONS => step = Step::Migrate,
+            (Kind::Unavailable, _) if !ticker.is_past(deadline) => {
                 last = Some(error);
                 ticker.sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
@@ -94,9 +153,9 @@ mod tests {
             let mut ticker = self.clock.ticker();
             let call = within(
                 &mut ticker,
-                LIMIT,
-                async || migrate(next(&self.migrations)),
-                async || answer(next(&self.calls)),
+                Bounds::several(LIMIT),
+                async |_| migrate(next(&self.migrations)),
+                async |_| answer(next(&self.calls)),
             );
             self.clock.run(STEP, call)
         }
@@ -198,27 +257,113 @@ mod tests {
         assert_eq!(failed, Err(error(Kind::NotAllowed)));
     }
 
-    #[test]
-    fn a_call_that_does_not_answer_is_given_up_in_time_and_says_what_failed_before() {
+    /// A call whose `n`th try, counted from 0, is `attempt(n)`; returns how it ended, what was told about
+    /// hung tries, and how long it took.
+    fn attempts<A: Future<Output = Result<u32, StoreError>>>(
+        bounds: Bounds,
+        attempt: impl Fn(Manual, u32) -> A,
+    ) -> (Result<u32, StoreError>, Vec<u32>, Duration) {
         let clock = Manual::default();
         let mut ticker = clock.ticker();
-        let calls = Cell::new(0);
+        let mut told = Vec::new();
         let call = within(
             &mut ticker,
-            LIMIT,
-            async || Ok(()),
-            async || match calls.replace(calls.get() + 1) {
-                0 => Err::<(), _>(error(Kind::Unavailable)),
-                _ => pending().await,
+            bounds,
+            async |_| Ok(()),
+            async |hung| {
+                let n = told.len() as u32;
+                told.push(hung);
+                attempt(clock.clone(), n).await
             },
         );
-        let failed = clock.run(STEP, call).unwrap_err();
+        let output = clock.run(STEP, call);
+        (output, told, clock.elapsed())
+    }
+
+    #[test]
+    fn a_try_that_hangs_is_dropped_and_made_again() {
+        let limit = Duration::from_secs(10);
+        for hanging in 1..=2 {
+            let (output, told, took) = attempts(Bounds::several(limit), async |_, n| {
+                if n < hanging {
+                    return pending().await;
+                }
+                Ok(n)
+            });
+            assert_eq!(output, Ok(hanging));
+            assert_eq!(told, (0..=hanging).collect::<Vec<_>>());
+            let expected = limit / 7 * (2_u32.pow(hanging) - 1);
+            assert!(
+                took >= expected && took < expected + 20 * STEP,
+                "{hanging}: {took:?}"
+            );
+        }
+        let long = Bounds::several(Duration::from_secs(3600));
+        let (_, _, took) = attempts(long, async |_, n| match n {
+            0 => pending().await,
+            n => Ok(n),
+        });
+        assert!(took < FIRST_TRY + 20 * STEP, "{took:?}");
+    }
+
+    #[test]
+    fn a_database_that_is_only_slow_gets_the_time_that_it_needs() {
+        let limit = Duration::from_secs(10);
+        for seconds in 1..=5 {
+            let slow = Duration::from_secs(seconds);
+            let (output, told, took) = attempts(Bounds::several(limit), async |clock, n| {
+                clock.ticker().sleep(slow).await;
+                Ok(n)
+            });
+            assert!(output.is_ok(), "{slow:?}: {output:?}");
+            assert!(told.len() <= 3 && took < limit, "{slow:?}: {took:?}");
+        }
+        let (output, ..) = attempts(Bounds::unhurried(limit), async |clock, n| {
+            clock.ticker().sleep(limit - 20 * STEP).await;
+            Ok(n)
+        });
+        assert_eq!(output, Ok(0));
+    }
+
+    #[test]
+    fn a_migration_that_hangs_is_made_again_and_has_time_to_build_an_index() {
+        let limit = Duration::from_secs(10);
+        let clock = Manual::default();
+        let mut ticker = clock.ticker();
+        let (migrations, calls) = (Cell::new(0), Cell::new(0));
+        let next = |count: &Cell<u32>| count.replace(count.get() + 1);
+        let call = within(
+            &mut ticker,
+            Bounds::several(limit),
+            async |_| match next(&migrations) {
+                0 => pending().await,
+                _ => {
+                    clock.ticker().sleep(limit * 4 / 10).await;
+                    Ok(())
+                }
+            },
+            async |_| match next(&calls) {
+                0 => Err(error(Kind::Schema)),
+                n => Ok(n),
+            },
+        );
+        assert_eq!(clock.run(STEP, call), Ok(1));
+        assert_eq!((migrations.get(), calls.get()), (2, 2));
+    }
+
+    #[test]
+    fn calls_that_do_not_answer_are_given_up_in_time_and_say_what_failed_before() {
+        let (output, told, took) = attempts(Bounds::several(LIMIT), async |_, n| match n {
+            0 => Err(error(Kind::Unavailable)),
+            _ => pending().await,
+        });
+        let failed = output.unwrap_err();
         assert_eq!(failed.kind, Kind::Unavailable);
         assert_eq!(
             failed.why,
             "no answer within 2s (database_timeout); before that, the database is unavailable: why"
         );
-        let took = clock.elapsed();
+        assert_eq!(told, [0, 0, 1, 2]);
         assert!(took >= LIMIT && took < LIMIT + 10 * STEP, "{took:?}");
     }
 }

@@ -52,6 +52,12 @@ impl Postgres {
         Self { url }
     }
 
+    /// The same database by way of other connections.
+    pub(super) fn other_pool(&self) -> Self {
+        let url = self.url.other_pool();
+        Self { url }
+    }
+
     pub(super) async fn begin_turn(
         &self,
         turn: &NewTurn,

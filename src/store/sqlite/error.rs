@@ -15,17 +15,24 @@ pub(super) fn classify(error: Error) -> StoreError {
             );
         }
         Error::InvalidConnection => "the connection is not valid".to_owned(),
-        Error::DatabaseFull => "the database is full".to_owned(),
+        Error::DatabaseFull => "the database or disk is full".to_owned(),
         Error::Io(why) => why,
     };
     let kinds = [
         (phrases::SQLITE_SCHEMA, Kind::Schema),
-        (phrases::SQLITE_BUSY, Kind::Unavailable),
         (phrases::SQLITE_READ_ONLY, Kind::NotAllowed),
         (phrases::RESULT_TOO_LARGE, Kind::TooLarge),
+        (phrases::SQLITE_FINAL, Kind::Failed),
     ];
     let kind = kinds.iter().find(|(phrases, _)| contains(&why, phrases));
-    StoreError::new(kind.map_or(Kind::Failed, |(_, kind)| *kind), why)
+    let kind = kind.map_or(Kind::Unavailable, |(_, kind)| *kind);
+    let advice = phrases::SQLITE_ADVICE
+        .iter()
+        .find(|(phrase, _)| why.contains(phrase));
+    match advice {
+        Some((_, advice)) => StoreError::new(kind, format!("{why}: {advice}")),
+        None => StoreError::new(kind, why),
+    }
 }
 
 #[cfg(test)]
@@ -50,6 +57,16 @@ mod tests {
                     "database is locked",
                     "database table is locked",
                     "database schema has changed",
+                    "unable to open database file",
+                    "unable to open database file: /data/sqlite_db.db",
+                    "disk I/O error",
+                    "database or disk is full",
+                    "locking protocol",
+                    "interrupted",
+                    "out of memory",
+                    "too many connections opened",
+                    "channel closed",
+                    "",
                 ],
             ),
             (Kind::NotAllowed, &["attempt to write a readonly database"]),
@@ -57,14 +74,32 @@ mod tests {
                 Kind::TooLarge,
                 &["query result exceeds limit of 134217728 bytes"],
             ),
-            (Kind::Failed, &["disk I/O error", "malformed JSON", ""]),
+            (
+                Kind::Failed,
+                &[
+                    "malformed JSON",
+                    "database disk image is malformed",
+                    "file is not a database",
+                    "NOT NULL constraint failed: chatts.extra",
+                    "UNIQUE constraint failed: chatts.id",
+                    "CHECK constraint failed: name",
+                    "datatype mismatch",
+                    "string or blob too big",
+                    "cannot INSERT into generated column \"message\"",
+                    "cannot modify chatts because it is a view",
+                    "near \"x\": syntax error",
+                ],
+            ),
         ] {
             for message in messages {
                 let error = classify(Error::Io((*message).into()));
-                assert_eq!(error, StoreError::new(kind, *message));
+                assert_eq!(error.kind, kind, "{message}");
+                assert!(error.why.starts_with(message), "{error}");
             }
         }
-        assert_eq!(classify(Error::DatabaseFull).kind, Kind::Failed);
+        let full = classify(Error::DatabaseFull);
+        assert_eq!(full.kind, Kind::Unavailable);
+        assert!(full.why.contains("free some space"), "{full}");
         assert!(classify(Error::AccessDenied).why.contains("database_url"));
     }
 }
