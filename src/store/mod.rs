@@ -91,7 +91,7 @@ pub(crate) struct Reply {
     pub(crate) app_id: AppId,
     pub(crate) text: String,
     pub(crate) status: ReplyStatus,
-    /// Whether the turn holds a lease, which ends with it.
+    /// Whether the turn holds a lease, which is to end with it.
     pub(crate) leased: bool,
 }
 
@@ -166,8 +166,8 @@ impl Database {
         call!(self, begin_turn(turn, messages))
     }
 
-    /// Stores the reply in its place in the conversation, and ends the turn's lease.
-    pub(crate) async fn commit_reply(&self, reply: &Reply) -> Result<(), StoreError> {
+    /// Stores the reply in its place in the conversation. Whether this has ended the turn's lease, too.
+    pub(crate) async fn commit_reply(&self, reply: &Reply) -> Result<bool, StoreError> {
         call!(self, commit_reply(reply))
     }
 
@@ -181,7 +181,7 @@ impl Database {
         call!(self, renew_lease(app_id, turn, lease))
     }
 
-    /// Ends the lease of a turn that has no reply.
+    /// Ends the lease of a turn.
     pub(crate) async fn end_lease(&self, app_id: &AppId, turn: Uuid) -> Result<(), StoreError> {
         call!(self, end_lease(app_id, turn))
     }

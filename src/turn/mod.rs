@@ -13,7 +13,6 @@
 use std::fmt;
 use std::rc::Rc;
 
-use spin_sdk::wasip3::spawn;
 use thiserror::Error;
 use uuid::Uuid;
 
@@ -33,6 +32,7 @@ use crate::store::{Begun, Database, NewTurn, Reply, StoreError, TurnStart};
 mod lease;
 mod relay;
 
+use lease::Lease;
 use relay::Relay;
 
 /// Why a turn did not begin. Nothing was sent to Ollama.
@@ -58,6 +58,8 @@ pub(crate) struct Turn {
     /// What Ollama is to be sent.
     body: Vec<u8>,
     store: Database,
+    /// Where turns of a conversation may not overlap.
+    lease: Option<Lease>,
     config: Rc<Config>,
     _permit: Permit,
 }
@@ -74,6 +76,12 @@ impl Turn {
         let mut ids = Ids::draw();
         let new = NewTurn::new(&mut ids, request.app_id, request.messages, config.lease);
         let mut messages = body::begin(&request.model);
+        let lease = config.lease.map(|length| Lease {
+            store: store.clone(),
+            app_id: new.app_id.clone(),
+            turn: new.id,
+            length,
+        });
         let limit = config.timeouts.database;
         let begun = store
             .retry(ticker, limit, async |store| {
@@ -85,19 +93,16 @@ impl Turn {
             Ok(Begun::Started(start)) => start,
             Ok(Begun::Busy) => return Err(NotBegun::Busy),
             Err(error) => {
-                if config.lease.is_some() {
-                    // It may have been taken before something failed. If this fails too, it expires.
-                    let mut ticker = Ticker::new(config.timeouts.tick());
-                    spawn(async move {
-                        let _ = lease::end(&store, &new.app_id, new.id, &mut ticker, limit).await;
-                    });
+                // It may have been taken before something failed.
+                if let Some(lease) = lease {
+                    lease.end_later();
                 }
                 return Err(error.into());
             }
         };
         if messages.is_empty() {
-            if config.lease.is_some() {
-                lease::end(&store, &new.app_id, new.id, ticker, limit).await?;
+            if let Some(lease) = lease {
+                lease.end().await;
             }
             return Err(NotBegun::Empty);
         }
@@ -108,6 +113,7 @@ impl Turn {
             start,
             body: body::finish(messages, request.stream, &request.fields),
             store,
+            lease,
             config,
             _permit: permit,
         })
@@ -116,12 +122,10 @@ impl Turn {
     /// Runs the turn to its end.
     pub(crate) async fn run(self, client: EventStream, ticker: Ticker) {
         let relay = Relay::new(client, ticker, self.config.clone());
-        let Some(lease) = self.config.lease else {
+        let Some(lease) = self.lease.clone() else {
             return self.relay_and_commit(relay).await;
         };
-        let (store, app_id, id) = (self.store.clone(), self.app_id.clone(), self.id);
-        let renewing = lease::renew(&store, &app_id, id, lease);
-        clock::alongside(self.relay_and_commit(relay), renewing).await;
+        clock::alongside(self.relay_and_commit(relay), lease.renew()).await;
     }
 
     async fn relay_and_commit(mut self, mut relay: Relay) {
@@ -154,32 +158,33 @@ impl Turn {
 
     /// Stores the reply, if there is one, and ends the turn's lease.
     async fn commit(
-        &self,
+        &mut self,
         reply: Option<(String, ReplyStatus)>,
         ticker: &mut Ticker,
     ) -> Result<(), StoreError> {
-        let limit = self.config.timeouts.database;
-        let leased = self.config.lease.is_some();
-        if let Some((text, status)) = reply {
-            let reply = Reply {
-                id: self.reply_id,
-                turn: self.id,
-                start: self.start,
-                app_id: self.app_id.clone(),
-                text,
-                status,
-                leased,
-            };
-            let commit = async |store: &Database| store.commit_reply(&reply).await;
-            return self.store.retry(ticker, limit, commit).await;
+        let stored = match reply {
+            None => Ok(false),
+            Some((text, status)) => {
+                let reply = Reply {
+                    id: self.reply_id,
+                    turn: self.id,
+                    start: self.start,
+                    app_id: self.app_id.clone(),
+                    text,
+                    status,
+                    leased: self.lease.is_some(),
+                };
+                let commit = async |store: &Database| store.commit_reply(&reply).await;
+                let limit = self.config.timeouts.database;
+                self.store.retry(ticker, limit, commit).await
+            }
+        };
+        match (self.lease.take(), &stored) {
+            (None, _) | (_, Ok(true)) => {}
+            (Some(lease), Ok(false)) => lease.end().await,
+            (Some(lease), Err(_)) => lease.end_later(),
         }
-        if leased
-            && let Err(error) = lease::end(&self.store, &self.app_id, self.id, ticker, limit).await
-        {
-            // It expires.
-            self.log(&error);
-        }
-        Ok(())
+        stored.map(drop)
     }
 
     fn log(&self, error: &impl fmt::Display) {

@@ -78,7 +78,7 @@ impl Postgres {
         Ok(Begun::Started(start))
     }
 
-    pub(super) async fn commit_reply(&self, reply: &Reply) -> Result<(), StoreError> {
+    pub(super) async fn commit_reply(&self, reply: &Reply) -> Result<bool, StoreError> {
         let statement = if reply.leased { COMMIT_LEASED } else { COMMIT };
         let parameters = vec![
             text(ASSISTANT),
@@ -89,7 +89,8 @@ impl Postgres {
             ParameterValue::Int64(reply.start.0),
             text(reply.status.as_str()),
         ];
-        self.execute(statement, parameters).await
+        self.execute(statement, parameters).await?;
+        Ok(reply.leased)
     }
 
     pub(super) async fn renew_lease(

@@ -63,7 +63,7 @@ impl Sqlite {
         Ok(Begun::Started(start))
     }
 
-    pub(super) async fn commit_reply(&self, reply: &Reply) -> Result<(), StoreError> {
+    pub(super) async fn commit_reply(&self, reply: &Reply) -> Result<bool, StoreError> {
         let parameters = vec![
             text(ASSISTANT),
             text(&reply.text),
@@ -74,11 +74,8 @@ impl Sqlite {
             text(reply.status.as_str()),
         ];
         execute(COMMIT, parameters).await?;
-        if reply.leased {
-            // The reply is stored, whatever becomes of the lease: it expires.
-            let _ = self.end_lease(&reply.app_id, reply.turn).await;
-        }
-        Ok(())
+        // That takes a statement of its own.
+        Ok(false)
     }
 
     pub(super) async fn renew_lease(

@@ -4,12 +4,19 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use llmchat_testkit::{Backend, Setup, TestApp, messages, on_both_stores, until, within};
+use llmchat_testkit::{Backend, Event, Setup, TestApp, messages, on_both_stores, until, within};
 use ollama_stand_in::{Ending, Gate, Script};
 use serde_json::json;
 
 fn rejecting(backend: Backend) -> Setup {
     TestApp::on(backend).variable("on_busy", "reject")
+}
+
+/// Its leases would outlast the test.
+fn failing_soon(backend: Backend) -> Setup {
+    rejecting(backend)
+        .variable("database_timeout", "1s")
+        .variable("busy_lease", "10m")
 }
 
 /// Waits until the conversation takes a prompt; until then every answer must be a `409`.
@@ -112,6 +119,41 @@ on_both_stores! {
         first.rest().await?;
         assert_eq!(app.conversation("app").await?, messages(&[("user", "one"), ("assistant", "slow")]));
         Ok(())
+    }
+
+    async fn a_turn_whose_reply_was_not_stored_frees_the_conversation(backend: Backend) -> Result<()> {
+        let app = failing_soon(backend).start().await?;
+        let gate = Gate::new();
+        let events = app.begin("app", "one", Script::new().token("lost").gate(&gate).done()).await?;
+        let lock = app.lock().await?;
+        gate.open();
+        let rest = events.rest().await?;
+        ensure!(matches!(&rest[..], [Event::Error { code, .. }] if code == "database_failed"), "{rest:?}");
+        lock.release().await?;
+        app.ollama.always(Script::reply(["ok"]));
+        until_free(&app, "app").await
+    }
+
+    async fn a_prompt_that_was_not_stored_frees_the_conversation(backend: Backend) -> Result<()> {
+        let app = failing_soon(backend).start().await?;
+        app.ollama.always(Script::reply(["ok"]));
+        app.ask("app", "one").await?;
+        // The lease is taken, and what comes after it fails for a while.
+        app.execute(match backend {
+            Backend::Sqlite => "CREATE TRIGGER locked BEFORE INSERT ON chatts
+                BEGIN SELECT RAISE(ABORT, 'database is locked'); END",
+            Backend::Postgres => "CREATE FUNCTION locked() RETURNS trigger LANGUAGE plpgsql AS
+                $$ BEGIN RAISE EXCEPTION 'too busy' USING ERRCODE = '53000'; END $$;
+                CREATE TRIGGER locked BEFORE INSERT ON chatts EXECUTE FUNCTION locked()",
+        })
+        .await?;
+        app.prompt("app", "two").await?.error(500).await?;
+        app.execute(match backend {
+            Backend::Sqlite => "DROP TRIGGER locked",
+            Backend::Postgres => "DROP TRIGGER locked ON chatts",
+        })
+        .await?;
+        until_free(&app, "app").await
     }
 
     async fn a_host_that_died_cannot_hold_a_conversation_for_ever(backend: Backend) -> Result<()> {
