@@ -5,6 +5,8 @@
 -- are nullable or have defaults, so that such a server can go on using the table.
 DO $$
 BEGIN
+    -- Whoever waits for the table lets nobody else have it: for a moment only, and then again.
+    SET LOCAL lock_timeout = '300ms';
     PERFORM pg_advisory_xact_lock(hashtext('llmchat migration'));
 
     CREATE TABLE IF NOT EXISTS chatts (

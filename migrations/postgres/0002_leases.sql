@@ -2,6 +2,7 @@
 -- renewed expires, so that a crashed host does not keep one for long.
 DO $$
 BEGIN
+    SET LOCAL lock_timeout = '300ms';
     PERFORM pg_advisory_xact_lock(hashtext('llmchat migration'));
 
     CREATE TABLE IF NOT EXISTS chatts_leases (

@@ -77,6 +77,9 @@ pub(super) const SQLITE_SCHEMA: &[&str] = &[
     "no such column",
     "has no column named",
     "ON CONFLICT clause does not match",
+    // Its check says what to do.
+    "because it is a view",
+    "into generated column",
 ];
 
 /// SQLite 3.40 to 3.49 (`sqlite3ErrStr`, and the messages of constraints and of the parser) and rusqlite

@@ -1,12 +1,16 @@
 //! The migrations, embedded: the same files that `psql -f` and `sqlite3` can apply.
 
 /// PostgreSQL's, in order; each is one statement.
-pub(super) const POSTGRES: [&str; 2] = [
+pub(super) const POSTGRES: [&str; 3] = [
+    include_str!("../../migrations/postgres/0000_check.sql"),
     include_str!("../../migrations/postgres/0001_chatts.sql"),
     include_str!("../../migrations/postgres/0002_leases.sql"),
 ];
 
-/// SQLite's, in order; each is one statement.
+/// SQLite's first, which returns what is wrong with a table of others.
+pub(super) const SQLITE_CHECK: &str = include_str!("../../migrations/sqlite/0000_check.sql");
+
+/// SQLite's others, in order; each is one statement.
 pub(super) const SQLITE: [&str; 8] = [
     include_str!("../../migrations/sqlite/0001_wal.sql"),
     include_str!("../../migrations/sqlite/0002_chatts.sql"),
@@ -25,8 +29,11 @@ mod tests {
     #[test]
     fn every_migration_file_is_embedded_in_order() {
         for (folder, embedded) in [
-            ("postgres", &super::POSTGRES[..]),
-            ("sqlite", &super::SQLITE),
+            ("postgres", super::POSTGRES.to_vec()),
+            (
+                "sqlite",
+                [&[super::SQLITE_CHECK], &super::SQLITE[..]].concat(),
+            ),
         ] {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
                 .join("migrations")

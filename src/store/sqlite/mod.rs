@@ -94,6 +94,20 @@ impl Sqlite {
 
     pub(super) async fn migrate(&self) -> Result<(), StoreError> {
         let call = Call::begin().await?;
+        let mut faults = Vec::new();
+        call.query(schema::SQLITE_CHECK, Vec::new(), |mut row| {
+            if let Some(Value::Text(fault)) = row.pop() {
+                faults.push(fault);
+            }
+            Ok(())
+        })
+        .await?;
+        if !faults.is_empty() {
+            call.end();
+            let faults = faults.join(" And ");
+            let why = format!("The table `chatts` cannot be used as it is: {faults}");
+            return Err(StoreError::new(Kind::Unusable, why));
+        }
         for statement in schema::SQLITE {
             match call.execute(statement, Vec::new()).await {
                 // SQLite cannot be asked to add a column only where it is missing.

@@ -132,6 +132,19 @@ impl Cluster {
         Database::create(self).await
     }
 
+    /// The URL of an empty database in another encoding than UTF-8.
+    pub async fn database_in(&self, encoding: &str) -> Result<String> {
+        let name = format!("in_{}", encoding.to_lowercase());
+        let admin = self.connect("postgres").await?;
+        let create =
+            format!("CREATE DATABASE {name} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0");
+        admin.batch_execute(&create).await?;
+        Ok(format!(
+            "postgres://{USER}:{PASSWORD}@{}/{name}",
+            self.address
+        ))
+    }
+
     /// Everything that it has logged, each executed statement included.
     pub fn log(&self) -> Result<String> {
         let log = fs::read(self.directory.join("log"))?;

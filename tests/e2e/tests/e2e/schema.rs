@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use llmchat_testkit::{Backend, TestApp, messages, on_both_stores};
+use llmchat_testkit::{Backend, Cluster, TestApp, messages, on_both_stores, until, within};
 use ollama_stand_in::Script;
 
 /// The table of the Python server, with three rows.
@@ -161,5 +161,236 @@ async fn a_role_that_may_not_create_the_table_is_told_so() -> Result<()> {
     limited.ollama.push(Script::reply(["ok"]));
     assert_eq!(limited.ask("app", "Hi").await?.len(), 2);
     assert_eq!(app.rows("app").await?.len(), 4);
+    Ok(())
+}
+
+/// A table of others is refused with what is wrong, before anything is stored; what the error says to run
+/// mends it.
+async fn is_refused_until_mended(app: &TestApp, table: &str, fault: &str) -> Result<()> {
+    app.execute(table).await?;
+    let asked = app.ollama.chats();
+    let error = app.prompt("app", "Hi").await?.error(500).await?;
+    ensure!(error.contains(fault), "{table}: {error}");
+    ensure!(app.log().contains(fault), "{}", app.log());
+    ensure!(app.ollama.chats() == asked, "{table}");
+    for cure in error.split("Run: ").skip(1) {
+        let (cure, _) = cure.rsplit_once(';').unwrap_or((cure, ""));
+        app.execute(cure)
+            .await
+            .map_err(|error| error.context(cure.to_owned()))?;
+    }
+    let long = "x".repeat(10_000);
+    app.ollama.push(Script::reply([&*long]));
+    let events = app.ask("app", "Hi 😀").await?;
+    ensure!(events.len() == 2, "{table}: {events:?}");
+    let stored = app.conversation("app").await?;
+    ensure!(
+        stored.ends_with(&messages(&[("user", "Hi 😀"), ("assistant", &long)])),
+        "{table}: {stored:?}"
+    );
+    app.execute("DROP TABLE chatts").await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_cannot_work_is_refused_and_the_cure_named_on_postgres() -> Result<()> {
+    let app = TestApp::start(Backend::Postgres).await?;
+    let old = |columns: &str| format!("CREATE TABLE chatts ({columns})");
+    let with_rows = |columns: &str, values: &str| {
+        format!("CREATE TABLE chatts ({columns}); INSERT INTO chatts VALUES ({values})")
+    };
+    for (table, fault) in [
+        (
+            with_rows(
+                "name text, message text, id varchar(255), time timestamptz, appid varchar(155)",
+                "'user', 'Old', '00000000-0000-0000-0000-000000000001', now(), 'app'",
+            ),
+            "`id` is varchar(255)",
+        ),
+        (
+            with_rows(
+                "name text, message text, id bigserial PRIMARY KEY, time timestamptz, appid text",
+                "'user', 'Old', 7, now(), 'app'",
+            ),
+            "`id` is int8",
+        ),
+        (
+            old(
+                "name text, message text, id bigint GENERATED ALWAYS AS IDENTITY, time timestamptz, appid text",
+            ),
+            "`id` is int8",
+        ),
+        (
+            old("name text, message varchar(255), id uuid, time timestamptz, appid varchar(155)"),
+            "`message` is varchar(255)",
+        ),
+        (
+            with_rows(
+                "name text, message bytea, id uuid, time timestamptz, appid varchar(155)",
+                "'user', 'Old', gen_random_uuid(), now(), 'app'",
+            ),
+            "`message` is bytea",
+        ),
+        (
+            old("name varchar(8), message text, id uuid, time timestamptz, appid varchar(155)"),
+            "`name` is varchar(8)",
+        ),
+        (
+            with_rows(
+                "name text, message text, id uuid, time timestamp DEFAULT now(), appid varchar(155)",
+                "'user', 'Old', gen_random_uuid(), now(), 'app'",
+            ),
+            "`time` is timestamp",
+        ),
+        (
+            old("name text, message text, id uuid, time bigint, appid varchar(155)"),
+            "`time` is int8",
+        ),
+        (
+            old("username text, message text, id uuid, time timestamptz, appid varchar(155)"),
+            "no column `name`",
+        ),
+        (old("name text, message text, id uuid"), "no column `time`"),
+        (
+            old("name text, message text, id uuid, time timestamptz, appid int"),
+            "`appid` is int4",
+        ),
+        (
+            old(
+                "name text, message text, id uuid, time timestamptz, appid text, tenant text NOT NULL",
+            ),
+            "`tenant` must have a value",
+        ),
+        (
+            old(
+                "name text, message text, id uuid, time timestamptz, appid text, n int PRIMARY KEY",
+            ),
+            "`n` must have a value",
+        ),
+        (
+            old(
+                "name text, message text GENERATED ALWAYS AS ('x') STORED, id uuid, time timestamptz, appid text",
+            ),
+            "`message` is generated",
+        ),
+        (
+            old(
+                "name text, message text, id uuid, time timestamptz, appid text, status int, turn_id text",
+            ),
+            "`turn_id` is text",
+        ),
+        (
+            old(
+                "username text, message varchar(9), id text, time date, appid uuid, x int NOT NULL",
+            ),
+            "`message` is varchar(9)",
+        ),
+        (
+            "CREATE VIEW chatts AS SELECT 'user' AS name, 'Hi' AS message".to_owned(),
+            "is a view",
+        ),
+    ] {
+        is_refused_until_mended(&app, &table, fault).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_cannot_work_is_refused_and_the_cure_named_on_sqlite() -> Result<()> {
+    let app = TestApp::start(Backend::Sqlite).await?;
+    for (table, fault) in [
+        (
+            "CREATE TABLE chatts (username text, message text, id text, time text, appid text)",
+            "no column `name`",
+        ),
+        (
+            "CREATE TABLE chatts (name text, message text, id text, appid text)",
+            "no column `time`",
+        ),
+        (
+            "CREATE TABLE chatts (name text, message text, id integer PRIMARY KEY, time text, appid text)",
+            "`id` is a number",
+        ),
+        (
+            "CREATE TABLE chatts (name text, message text AS ('x'), id text, time text, appid text)",
+            "`message` is generated",
+        ),
+        (
+            "CREATE TABLE chatts (name text, message text, id text, time text, appid text, tenant text NOT NULL)",
+            "`tenant` must have a value",
+        ),
+        (
+            "CREATE VIEW chatts AS SELECT 'user' AS name",
+            "it is a view",
+        ),
+    ] {
+        is_refused_until_mended(&app, table, fault).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn texts_of_other_types_and_columns_of_others_work() -> Result<()> {
+    let app = TestApp::start(Backend::Postgres).await?;
+    app.execute(
+        "CREATE DOMAIN words AS text;
+         CREATE TABLE chatts (name varchar(20), message words, id uuid, time timestamptz, appid text,
+             n bigserial PRIMARY KEY, tenant text NOT NULL DEFAULT 'all', note text)",
+    )
+    .await?;
+    app.ollama.always(Script::reply(["ok"]));
+    for _ in 0..2 {
+        assert_eq!(app.ask("app", "Hi").await?.len(), 2);
+    }
+    assert_eq!(app.rows("app").await?.len(), 4);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_whose_encoding_cannot_hold_every_character_is_refused() -> Result<()> {
+    for (encoding, works) in [("LATIN1", false), ("SQL_ASCII", true)] {
+        let url = Cluster::shared().await?.database_in(encoding).await?;
+        let app = TestApp::with(Backend::Postgres, "database_url", url).await?;
+        app.ollama.always(Script::reply(["😀"]));
+        if works {
+            assert_eq!(app.ask("app", "Hi 😀").await?.len(), 2);
+            assert_eq!(app.ask("app", "and on").await?.len(), 2);
+            let expected = [("user", "Hi 😀"), ("assistant", "😀"), ("user", "and on")];
+            assert_eq!(app.sent_to_ollama(2).await?, messages(&expected));
+            continue;
+        }
+        let error = app.prompt("app", "Hi").await?.error(500).await?;
+        ensure!(
+            error.contains(encoding) && error.contains("ENCODING 'UTF8'"),
+            "{error}"
+        );
+        ensure!(app.ollama.chats() == 0 && app.log().contains(encoding));
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_an_older_server_is_using_is_migrated_without_stopping_it() -> Result<()> {
+    let app = TestApp::with(Backend::Postgres, "database_timeout", "60s").await?;
+    app.execute(OLD_TABLE).await?;
+    app.ollama.always(Script::reply(["ok"]));
+    let database = app.postgres()?;
+    let transaction = database.connect().await?;
+    transaction
+        .batch_execute("BEGIN; SELECT FROM chatts")
+        .await?;
+    let others = async {
+        // The migration waits in front of whatever comes next.
+        let waiting = "SELECT 1 FROM pg_locks WHERE relation = 'chatts'::regclass AND NOT granted";
+        let is_waiting = async || Ok(!database.query(waiting).await?.is_empty());
+        for _ in 0..3 {
+            until("the migration", is_waiting).await?;
+            let insert = "INSERT INTO chatts VALUES ('user', 'Meanwhile', gen_random_uuid(), now(), 'other')";
+            within("a query of the old server", database.execute(insert)).await??;
+        }
+        Ok(transaction.batch_execute("COMMIT").await?)
+    };
+    let (answer, ()) = tokio::try_join!(app.prompt("app", "Hi"), others)?;
+    assert_eq!(answer.read().await?.len(), 2);
+    assert_eq!(app.row_count().await?, 3 + 3 + 2);
     Ok(())
 }
