@@ -43,13 +43,7 @@ async fn a_database_elsewhere_is_reached_only_where_database_host_says_so() -> R
     // Not among the loopback addresses that the manifest lists.
     let elsewhere = Wire::between(Ipv4Addr::new(127, 0, 0, 2), database.address()).await?;
     let url = database.url_at(elsewhere.address());
-    let with_host = |host: String| {
-        TestApp::on(Backend::Postgres)
-            .variable("database_url", &url)
-            .variable("database_host", host)
-    };
-
-    let app = with_host(String::new()).start().await?;
+    let app = TestApp::with(Backend::Postgres, "database_url", &url).await?;
     app.prompt("app", "Hi").await?.error(500).await?;
     assert_eq!(elsewhere.accepted(), 0);
     let log = app.log();
@@ -57,7 +51,11 @@ async fn a_database_elsewhere_is_reached_only_where_database_host_says_so() -> R
     assert!(!log.contains(PASSWORD), "{log}");
 
     let host = format!("postgres://{}", elsewhere.address());
-    let app = with_host(host).start().await?;
+    let app = TestApp::on(Backend::Postgres)
+        .variable("database_url", &url)
+        .variable("database_host", host)
+        .start()
+        .await?;
     app.ollama.push(Script::reply(["ok"]));
     assert_eq!(app.ask("app", "Hi").await?.len(), 2);
     assert!(elsewhere.accepted() > 0);
