@@ -9,12 +9,14 @@ use percent_encoding::percent_decode_str;
 /// being forgotten on the way, and one whose data nobody acknowledges is closed. In seconds, as
 /// tokio-postgres reads them. Without these a component in Spin could not get rid of such a connection,
 /// which returns to its pool.
-const DEFAULTS: [(&str, u32); 5] = [
-    ("connect_timeout", 2),
-    ("tcp_user_timeout", 5),
-    ("keepalives_idle", 15),
-    ("keepalives_interval", 5),
-    ("keepalives_retries", 2),
+const DEFAULTS: [(&str, &str); 6] = [
+    ("connect_timeout", "2"),
+    ("tcp_user_timeout", "5"),
+    ("keepalives_idle", "15"),
+    ("keepalives_interval", "5"),
+    ("keepalives_retries", "2"),
+    // Nor does a connection get into the pool that was made while a failover left nothing to write to.
+    ("target_session_attrs", "read-write"),
 ];
 
 const FORM: &str = "write it as postgres://user:password@host/database, special characters in the password percent-encoded (`@` is %40)";
@@ -34,6 +36,16 @@ const PARAMETERS: [(&str, &[&str]); 13] = [
     ("channel_binding", &["disable", "prefer", "require"]),
     ("load_balance_hosts", &["disable", "random"]),
     ("keepalives", &["0", "1"]),
+];
+
+/// And the numbers.
+const NUMBERS: [&str; 6] = [
+    "port",
+    "connect_timeout",
+    "tcp_user_timeout",
+    "keepalives_idle",
+    "keepalives_interval",
+    "keepalives_retries",
 ];
 
 /// A `database_url`. Holds a password: its `Debug` shows nothing.
@@ -59,8 +71,8 @@ impl DatabaseUrl {
             Some(query) if query.is_empty() || query.ends_with('&') => "",
             Some(_) => "&",
         };
-        for (name, seconds) in missing {
-            url.push_str(&format!("{separator}{name}={seconds}"));
+        for (name, value) in missing {
+            url.push_str(&format!("{separator}{name}={value}"));
             separator = "&";
         }
         Self(url)
@@ -94,7 +106,7 @@ impl DatabaseUrl {
         if !self.is_unambiguous() {
             return FORM.to_owned();
         }
-        let is_number = |key: &str| DEFAULTS.iter().any(|(name, _)| *name == key) || key == "port";
+        let is_number = |key: &str| NUMBERS.contains(&key);
         let choices = |key: &str| {
             let known = PARAMETERS.iter().find(|(name, _)| *name == key);
             known.map(|(_, choices)| *choices)
@@ -219,7 +231,7 @@ mod tests {
 
     #[test]
     fn what_bounds_a_dead_connection_is_added_where_the_operator_did_not_say_it() {
-        let all = "connect_timeout=2&tcp_user_timeout=5&keepalives_idle=15&keepalives_interval=5&keepalives_retries=2";
+        let all = "connect_timeout=2&tcp_user_timeout=5&keepalives_idle=15&keepalives_interval=5&keepalives_retries=2&target_session_attrs=read-write";
         for (given, expected) in [
             ("postgres://db", format!("postgres://db?{all}")),
             ("postgresql://me:pw@db:5432/chat", format!("postgresql://me:pw@db:5432/chat?{all}")),
@@ -231,7 +243,7 @@ mod tests {
             ("postgres://%2Frun%2Fpostgresql/chat", format!("postgres://%2Frun%2Fpostgresql/chat?{all}")),
             (
                 "postgres://db?keepalives_idle=7&tcp_user_timeout=1&connect_timeout=9",
-                "postgres://db?keepalives_idle=7&tcp_user_timeout=1&connect_timeout=9&keepalives_interval=5&keepalives_retries=2".to_owned(),
+                "postgres://db?keepalives_idle=7&tcp_user_timeout=1&connect_timeout=9&keepalives_interval=5&keepalives_retries=2&target_session_attrs=read-write".to_owned(),
             ),
             ("host=db user=me", "host=db user=me".to_owned()),
         ] {

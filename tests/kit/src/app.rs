@@ -260,6 +260,11 @@ impl TestApp {
         self.store.execute(sql).await
     }
 
+    /// The first column, which is text, of a query's rows.
+    pub async fn query(&self, sql: &str) -> Result<Vec<String>> {
+        self.store.query(sql).await
+    }
+
     /// Keeps it from writing to its table.
     pub async fn lock(&self) -> Result<Lock> {
         self.store.lock().await

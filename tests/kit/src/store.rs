@@ -120,7 +120,7 @@ impl Store {
     }
 
     /// The first column, which is text, of a query's rows.
-    async fn query(&self, sql: &str) -> Result<Vec<String>> {
+    pub async fn query(&self, sql: &str) -> Result<Vec<String>> {
         match self {
             Self::Sqlite(path) => {
                 let connection = open(path)?;

@@ -4,7 +4,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use llmchat_testkit::{Backend, Cluster, Event, PASSWORD, TestApp, Wire, messages, until, within};
+use llmchat_testkit::{
+    Backend, Cluster, Event, PASSWORD, TestApp, Wire, messages, on_both_stores, until, within,
+};
 use ollama_stand_in::{Gate, Refused, Script, Unresponsive, wire};
 use serde_json::Value;
 
@@ -281,6 +283,121 @@ async fn backends_that_are_terminated_are_replaced() -> Result<()> {
     app.postgres()?.query(terminate).await?;
     assert_eq!(app.ask("app", "Hi").await?.len(), 2);
     assert_eq!(app.rows("app").await?.len(), 4);
+    Ok(())
+}
+
+/// A trigger that fails every insertion in one way, and counts them.
+async fn fail_insertions(app: &TestApp, backend: Backend, failure: &str) -> Result<()> {
+    app.execute(&match backend {
+        Backend::Sqlite => format!(
+            "DROP TABLE IF EXISTS hits; CREATE TABLE hits (n);
+             CREATE TRIGGER failing BEFORE INSERT ON chatts
+             BEGIN INSERT INTO hits VALUES (1); SELECT RAISE(FAIL, '{failure}'); END"
+        ),
+        // A sequence is not rolled back.
+        Backend::Postgres => format!(
+            "DROP SEQUENCE IF EXISTS hits; CREATE SEQUENCE hits MINVALUE 0;
+             CREATE OR REPLACE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS
+             $$ BEGIN PERFORM nextval('hits'); RAISE EXCEPTION 'failing' USING ERRCODE = '{failure}'; END $$;
+             CREATE TRIGGER failing BEFORE INSERT ON chatts EXECUTE FUNCTION fail()"
+        ),
+    })
+    .await
+}
+
+async fn stop_failing(app: &TestApp, backend: Backend) -> Result<()> {
+    app.execute(match backend {
+        Backend::Sqlite => "DROP TRIGGER failing",
+        Backend::Postgres => "DROP TRIGGER failing ON chatts",
+    })
+    .await
+}
+
+async fn until_hit(app: &TestApp, backend: Backend) -> Result<()> {
+    let count = match backend {
+        Backend::Sqlite => "SELECT 'hit' FROM hits",
+        Backend::Postgres => "SELECT 'hit' FROM hits WHERE is_called",
+    };
+    let is_hit = async || Ok(!app.query(count).await?.is_empty());
+    until("a failed insertion", is_hit).await
+}
+
+on_both_stores! {
+    async fn what_passes_is_waited_for(backend: Backend) -> Result<()> {
+        let app = TestApp::with(backend, "database_timeout", "60s").await?;
+        app.turn("app", "Hi", "ok").await?;
+        let failures: &[&str] = match backend {
+            Backend::Sqlite => &[
+                "disk I/O error", "database or disk is full", "unable to open database file", "locking protocol",
+                "database is locked",
+            ],
+            Backend::Postgres => &["25006", "57014", "57P01", "58030", "40001", "53100", "08006", "26000", "XX000"],
+        };
+        for (turn, failure) in (1..).zip(failures) {
+            let gate = Gate::new();
+            let script = Script::new().token("kept").gate(&gate).done();
+            let events = app.begin("app", "Hi", script).await?;
+            fail_insertions(&app, backend, failure).await?;
+            gate.open();
+            until_hit(&app, backend).await?;
+            stop_failing(&app, backend).await?;
+            assert_eq!(events.rest().await?, [Event::Data(wire::done())], "{failure}");
+            assert_eq!(app.rows("app").await?.len(), 2 + 2 * turn, "{failure}");
+        }
+        Ok(())
+    }
+
+    async fn what_would_fail_again_is_told_at_once(backend: Backend) -> Result<()> {
+        // Whoever waited for it would be late for the test.
+        let app = TestApp::with(backend, "database_timeout", "10m").await?;
+        app.turn("app", "Hi", "ok").await?;
+        let failures: &[&str] = match backend {
+            Backend::Sqlite => &["CHECK constraint failed: x", "database disk image is malformed", "datatype mismatch"],
+            Backend::Postgres => &["23514", "22P05", "42804", "0A000", "42501"],
+        };
+        for failure in failures {
+            fail_insertions(&app, backend, failure).await?;
+            app.prompt("app", "Hi").await?.error(500).await?;
+            stop_failing(&app, backend).await?;
+        }
+        assert_eq!((app.rows("app").await?.len(), app.ollama.chats()), (2, 1));
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failover_that_leaves_nothing_to_write_to_for_a_while_is_waited_for() -> Result<()> {
+    let app = TestApp::on(Backend::Postgres)
+        .variable("database_timeout", "60s")
+        .database_wire()
+        .start()
+        .await?;
+    let gate = Gate::new();
+    let script = Script::new().token("kept").gate(&gate).done();
+    let events = app.begin("app", "Hi", script).await?;
+    let database = app.postgres()?;
+    let name = database.query("SELECT current_database()").await?.join("");
+    let read_only =
+        |is: &str| format!("ALTER DATABASE {name} SET default_transaction_read_only = {is}");
+    database.execute(&read_only("on")).await?;
+    let network = app.database_wire()?;
+    network.cut();
+    let before = network.accepted();
+    gate.open();
+    until("some tries", async || Ok(network.accepted() > before + 2)).await?;
+    database
+        .execute(&format!(
+            "SET default_transaction_read_only = off; {}",
+            read_only("off")
+        ))
+        .await?;
+    assert_eq!(events.rest().await?, [Event::Data(wire::done())]);
+    // No connection is left from then.
+    app.ollama.always(Script::reply(["ok"]));
+    for _ in 0..5 {
+        assert_eq!(app.ask("app", "Hi").await?.len(), 2);
+    }
+    assert_eq!(app.rows("app").await?.len(), 12);
     Ok(())
 }
 
