@@ -217,7 +217,7 @@ fn version(name: &str) -> u32 {
 
 /// PostgreSQL refuses to run as root: gives our directory to another user if we are root, and
 /// returns that user and its group.
-fn give_away(directory: &Path) -> Result<Option<(u32, u32)>> {
+pub(crate) fn give_away(directory: &Path) -> Result<Option<(u32, u32)>> {
     if fs::metadata(directory)?.uid() != 0 {
         return Ok(None);
     }
@@ -236,7 +236,7 @@ fn give_away(directory: &Path) -> Result<Option<(u32, u32)>> {
     Ok(Some(owner))
 }
 
-fn command(program: &Path, owner: Option<(u32, u32)>) -> Command {
+pub(crate) fn command(program: &Path, owner: Option<(u32, u32)>) -> Command {
     let mut command = Command::new(program);
     // PGPORT and the like would be obeyed.
     for (name, _) in std::env::vars_os() {

@@ -9,6 +9,7 @@ mod app;
 mod client;
 mod cluster;
 mod database;
+mod pooler;
 mod store;
 mod wire;
 
@@ -22,6 +23,7 @@ pub use app::{Setup, TestApp};
 pub use client::{Answer, Client, Event, Events, prompt};
 pub use cluster::{Cluster, PASSWORD};
 pub use database::Database;
+pub use pooler::Pooler;
 pub use store::{Backend, Lock, Row, Store, messages};
 pub use wire::Wire;
 

@@ -15,6 +15,7 @@ mod conversation;
 mod faults;
 mod limits;
 mod ollama;
+mod pooler;
 mod relay;
 mod schema;
 mod secrets;
