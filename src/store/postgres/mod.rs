@@ -116,6 +116,9 @@ impl Postgres {
     }
 
     async fn connect(&self) -> Result<Connection, StoreError> {
+        if self.url.has_two_ends_of_a_password() {
+            return Err(StoreError::new(Kind::Unusable, self.url.complaint()));
+        }
         Connection::open(self.url.as_str())
             .await
             .map_err(|error| classify(error, &self.url))

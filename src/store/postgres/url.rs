@@ -148,6 +148,11 @@ impl DatabaseUrl {
         lines.collect::<Vec<_>>().join(" ")
     }
 
+    /// Whether a part of the password would be taken for a host, which hosts print that refuse to connect.
+    pub(super) fn has_two_ends_of_a_password(&self) -> bool {
+        self.0.matches('@').count() > 1
+    }
+
     /// Whether it is certain where the password ends: otherwise a piece of it may have been taken for a
     /// host, a port, a database or a parameter.
     fn is_unambiguous(&self) -> bool {

@@ -21,6 +21,18 @@ async fn no_failure_shows_the_password() -> Result<()> {
         format!("postgres://llmchat:{PASSWORD}"),
         format!("postgres://llmchat:{PASSWORD}/@{server}/db"),
         format!("postgres://llmchat:{PASSWORD}@{server}/db?unknown={PASSWORD}"),
+        // What ends the password early, so that its rest is taken for a host, a port, a database, a parameter.
+        format!("postgres://llmchat:a@{PASSWORD}@{server}/db"),
+        format!("postgres://llmchat:a@{PASSWORD}:1@{server}/db"),
+        format!("postgres://llmchat:a@127.0.0.1:{PASSWORD}@{server}/db"),
+        format!("postgres://llmchat:a@{server}/{PASSWORD}@{server}/db"),
+        format!("postgres://llmchat:a@{server}/db?{PASSWORD}=b@{server}/db"),
+        format!("postgres://llmchat:a/{PASSWORD}@{server}/db"),
+        format!("postgres://llmchat:a?{PASSWORD}@{server}/db"),
+        format!("postgres://llmchat:a#{PASSWORD}@{server}/db"),
+        format!("postgres://llmchat:a%zz{PASSWORD}@{server}/db"),
+        format!("postgres://{server}/db?user=llmchat&password={PASSWORD}"),
+        format!("postgres://{server}/db?user=llmchat&password=a&{PASSWORD}=b"),
         format!("mysql://llmchat:{PASSWORD}@{server}/db"),
         format!("host=127.0.0.1 password={PASSWORD}"),
         PASSWORD.to_owned(),
@@ -46,6 +58,22 @@ async fn no_failure_shows_the_password() -> Result<()> {
             ensure!(!text.contains(&url), "{url}: {text}");
         }
         ensure!(app.ollama.chats() == 0, "{url}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_parameter_that_the_driver_does_not_know_is_named_and_the_password_is_not() -> Result<()>
+{
+    let server = Cluster::shared().await?.address();
+    for name in ["schema", "pgbouncer"] {
+        let url = format!("postgres://llmchat:{PASSWORD}@{server}/postgres?{name}=x");
+        let app = TestApp::with(Backend::Postgres, "database_url", url).await?;
+        let error = app.prompt("app", "Hi").await?.error(500).await?;
+        for text in [error, app.log()] {
+            ensure!(text.contains(&format!("`{name}`")), "{text}");
+            ensure!(!text.contains(PASSWORD), "{text}");
+        }
     }
     Ok(())
 }
