@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
-/// A network between a client and a server. [`Wire::restore`] undoes everything but a cut.
+/// A network between a client and a server. [`Wire::restore`] undoes everything but a cut and silence.
 #[derive(Debug)]
 pub struct Wire {
     address: SocketAddr,
@@ -25,6 +25,8 @@ struct Shared {
     fault: watch::Sender<Fault>,
     /// The number of cuts: a connection ends when it changes.
     cuts: watch::Sender<usize>,
+    /// The connections up to this one, in the order of their acceptance, are silent.
+    silent: AtomicUsize,
     accepted: AtomicUsize,
     open: AtomicUsize,
 }
@@ -56,6 +58,7 @@ impl Wire {
         let shared = Arc::new(Shared {
             fault: watch::Sender::default(),
             cuts: watch::Sender::default(),
+            silent: AtomicUsize::new(0),
             accepted: AtomicUsize::new(0),
             open: AtomicUsize::new(0),
         });
@@ -75,6 +78,12 @@ impl Wire {
     /// Cuts every connection that is open now (an RST to both sides).
     pub fn cut(&self) {
         self.shared.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
+    /// Loses, for ever, all that is sent on the connections that are open now, as a router does that has
+    /// forgotten them. New ones work.
+    pub fn silence(&self) {
+        self.shared.silent.store(self.accepted(), Ordering::Relaxed);
     }
 
     /// Closes every new connection at once.
@@ -131,12 +140,12 @@ async fn accept(listener: TcpListener, server: SocketAddr, shared: Arc<Shared>) 
         tokio::select! {
             accepted = listener.accept() => {
                 let Ok((client, _)) = accepted else { continue };
-                shared.accepted.fetch_add(1, Ordering::Relaxed);
+                let number = shared.accepted.fetch_add(1, Ordering::Relaxed) + 1;
                 let shared = shared.clone();
                 connections.spawn(async move {
                     shared.open.fetch_add(1, Ordering::Relaxed);
                     // Connections that fail are what this is for.
-                    let _ = connect(client, server, &shared).await;
+                    let _ = connect(client, server, number, &shared).await;
                     shared.open.fetch_sub(1, Ordering::Relaxed);
                 });
             }
@@ -145,7 +154,12 @@ async fn accept(listener: TcpListener, server: SocketAddr, shared: Arc<Shared>) 
     }
 }
 
-async fn connect(mut client: TcpStream, server: SocketAddr, shared: &Shared) -> Result<()> {
+async fn connect(
+    mut client: TcpStream,
+    server: SocketAddr,
+    number: usize,
+    shared: &Shared,
+) -> Result<()> {
     let mut cuts = shared.cuts.subscribe();
     if *shared.fault.borrow() == Fault::Refuse {
         return reset(&client);
@@ -160,8 +174,8 @@ async fn connect(mut client: TcpStream, server: SocketAddr, shared: &Shared) -> 
             // First: what is held when the wire is cut never arrives, even if it is restored at once.
             biased;
             _ = cuts.changed() => Err(anyhow!("cut")),
-            ended = pump(from_client, to_server, false, shared) => ended,
-            ended = pump(from_server, to_client, true, shared) => ended,
+            ended = pump(from_client, to_server, false, number, shared) => ended,
+            ended = pump(from_server, to_client, true, number, shared) => ended,
         }
     };
     // Neither HTTP nor PostgreSQL goes on with half a connection: the first end is the end.
@@ -176,6 +190,7 @@ async fn pump(
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
     is_answer: bool,
+    number: usize,
     shared: &Shared,
 ) -> Result<()> {
     let mut fault = shared.fault.subscribe();
@@ -184,6 +199,9 @@ async fn pump(
         let read = from.read(&mut buffer).await?;
         if read == 0 {
             return Ok(());
+        }
+        if number <= shared.silent.load(Ordering::Relaxed) {
+            continue;
         }
         let now = *fault.wait_for(|fault| *fault != Fault::Hold).await?;
         match now {
@@ -253,6 +271,20 @@ mod tests {
         assert!(ping(&mut stream).await.is_err());
 
         wire.restore();
+        let mut stream = TcpStream::connect(wire.address()).await?;
+        ping(&mut stream).await?;
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn silence_is_for_the_connections_that_are_open() -> Result<()> {
+        let wire = Wire::to(echo().await?).await?;
+        let mut silent = TcpStream::connect(wire.address()).await?;
+        ping(&mut silent).await?;
+
+        wire.silence();
+        silent.write_all(b"lost").await?;
+        receive_nothing(&silent).await;
         let mut stream = TcpStream::connect(wire.address()).await?;
         ping(&mut stream).await?;
         Ok(())

@@ -1,7 +1,7 @@
 //! The database fails, before a turn and at its end; and comes back.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use llmchat_testkit::{
@@ -104,6 +104,41 @@ async fn connections_that_died_between_two_turns_are_not_noticed() -> Result<()>
         assert_eq!(app.rows("app").await?.len(), 2 * turn);
         app.database_wire()?.cut();
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_died_silently_cost_one_try() -> Result<()> {
+    let app = TestApp::on(Backend::Postgres)
+        .database_wire()
+        .start()
+        .await?;
+    app.ollama.always(Script::reply(["ok"]));
+    let network = app.database_wire()?;
+    // Many, so that more than one can be met.
+    let ask = async |n: usize| app.ask(&format!("app {n}"), "Hi").await;
+    futures_util::future::try_join_all((0..20).map(ask)).await?;
+
+    network.silence();
+    let begun = Instant::now();
+    let gate = Gate::new();
+    let script = Script::new().token("kept").gate(&gate).done();
+    let events = app.begin("app", "Hi", script).await?;
+    // A first try of 1.4 s, and not the 10 s of `database_timeout`.
+    assert!(
+        begun.elapsed() < Duration::from_secs(6),
+        "{:?}",
+        begun.elapsed()
+    );
+
+    network.silence();
+    gate.open();
+    assert_eq!(events.rest().await?, [Event::Data(wire::done())]);
+    for _ in 0..5 {
+        assert_eq!(app.ask("app", "Hi").await?.len(), 2);
+    }
+    assert_eq!(app.rows("app").await?.len(), 12);
+    assert_eq!(app.log(), "");
     Ok(())
 }
 
