@@ -64,17 +64,19 @@ impl DatabaseUrl {
         let Some(query) = Parts::of(&url).map(|parts| parts.query) else {
             return Self(url);
         };
-        let is_set = |name| parameters(query.unwrap_or_default()).any(|(key, _)| key == name);
-        let missing: Vec<_> = DEFAULTS.iter().filter(|(name, _)| !is_set(*name)).collect();
         let mut separator = match query {
             None => "?",
             Some(query) if query.is_empty() || query.ends_with('&') => "",
             Some(_) => "&",
         };
-        for (name, value) in missing {
-            url.push_str(&format!("{separator}{name}={value}"));
-            separator = "&";
+        let mut added = String::new();
+        for (name, value) in DEFAULTS {
+            if parameters(query.unwrap_or_default()).all(|(key, _)| key != name) {
+                added.extend([separator, name, "=", value]);
+                separator = "&";
+            }
         }
+        url.push_str(&added);
         Self(url)
     }
 
