@@ -46,7 +46,7 @@ BEGIN
                  FROM present WHERE present.name = ANY (also_called) LIMIT 1),
                 format('ADD COLUMN %I %s', wanted.name, wanted.type))
         FROM wanted WHERE NOT EXISTS (SELECT FROM present WHERE present.name = wanted.name)
-            AND to_regclass('chatts') IS NOT NULL
+            AND EXISTS (SELECT FROM present)
         UNION ALL
         -- A text has another type, or replies would not fit.
         SELECT format('its column `%s` is %s', name, shown),

@@ -9,13 +9,16 @@ BEGIN
     SET LOCAL lock_timeout = '300ms';
     PERFORM pg_advisory_xact_lock(hashtext('llmchat migration'));
 
-    CREATE TABLE IF NOT EXISTS chatts (
-        name    text         NOT NULL,               -- the role
-        message text         NOT NULL,
-        id      uuid         PRIMARY KEY,            -- chosen before the first attempt to insert the row
-        time    timestamptz  NOT NULL DEFAULT now(),
-        appid   varchar(155) NOT NULL                -- the conversation
-    );
+    -- Only where there is none in the whole search path: `IF NOT EXISTS` looks into its first schema alone.
+    IF to_regclass('chatts') IS NULL THEN
+        CREATE TABLE IF NOT EXISTS chatts (
+            name    text         NOT NULL,               -- the role
+            message text         NOT NULL,
+            id      uuid         PRIMARY KEY,            -- chosen before the first attempt to insert the row
+            time    timestamptz  NOT NULL DEFAULT now(),
+            appid   varchar(155) NOT NULL                -- the conversation
+        );
+    END IF;
 
     -- All rows of a turn have its id and its start. Old rows have neither and are ordered by `time`.
     ALTER TABLE chatts ADD COLUMN IF NOT EXISTS turn_id    uuid;

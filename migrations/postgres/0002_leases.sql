@@ -5,10 +5,12 @@ BEGIN
     SET LOCAL lock_timeout = '300ms';
     PERFORM pg_advisory_xact_lock(hashtext('llmchat migration'));
 
-    CREATE TABLE IF NOT EXISTS chatts_leases (
-        appid   varchar(155) PRIMARY KEY,
-        turn_id uuid         NOT NULL,
-        expires timestamptz  NOT NULL
-    );
+    IF to_regclass('chatts_leases') IS NULL THEN
+        CREATE TABLE IF NOT EXISTS chatts_leases (
+            appid   varchar(155) PRIMARY KEY,
+            turn_id uuid         NOT NULL,
+            expires timestamptz  NOT NULL
+        );
+    END IF;
 END
 $$;

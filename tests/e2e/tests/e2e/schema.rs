@@ -143,12 +143,17 @@ async fn a_role_that_may_not_create_the_table_is_told_so() -> Result<()> {
     let app = TestApp::start(Backend::Postgres).await?;
     let url = app.postgres()?.url_without_create().await?;
     let limited = TestApp::with(Backend::Postgres, "database_url", url).await?;
-    let error = limited.prompt("app", "Hi").await?.error(500).await?;
-    assert!(
-        error.contains("may not create") && error.contains("migrations"),
-        "{error}"
-    );
+    // Neither a new one, nor an older server's that is not its own.
+    for table in ["", OLD_TABLE] {
+        app.execute(table).await?;
+        let error = limited.prompt("app", "Hi").await?.error(500).await?;
+        assert!(
+            error.contains("may not create") && error.contains("migrations"),
+            "{error}"
+        );
+    }
     assert_eq!(limited.ollama.chats(), 0);
+    app.execute("DROP TABLE chatts").await?;
 
     // Once another role has created the table, the limited one can use it.
     app.turn("app", "Hi", "ok").await?;
@@ -342,6 +347,22 @@ async fn texts_of_other_types_and_columns_of_others_work() -> Result<()> {
         assert_eq!(app.ask("app", "Hi").await?.len(), 2);
     }
     assert_eq!(app.rows("app").await?.len(), 4);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_servers_table_is_found_in_the_whole_search_path() -> Result<()> {
+    let app = TestApp::start(Backend::Postgres).await?;
+    app.execute(OLD_TABLE).await?;
+    app.execute(
+        "CREATE SCHEMA fresh;
+         DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET search_path = fresh, public', current_database()); END $$",
+    )
+    .await?;
+    app.ollama.push(Script::reply(["ok"]));
+    assert_eq!(app.ask("app", "Hi").await?.len(), 2);
+    assert_eq!(app.sent_to_ollama(1).await?.len(), 3);
+    assert_eq!(app.row_count().await?, 5);
     Ok(())
 }
 
