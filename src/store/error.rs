@@ -36,6 +36,10 @@ pub(crate) enum Kind {
     /// No answer, no connection, too busy: another try may succeed.
     #[error("the database is unavailable")]
     Unavailable,
+    /// The server behind this connection takes no writes, since another does now: another connection may
+    /// lead there.
+    #[error("the database is read-only")]
+    ReadOnly,
     /// Anything else: another try would fail in the same way.
     #[error("the database failed")]
     Failed,
@@ -65,7 +69,7 @@ impl StoreError {
             Kind::Tls => {
                 "TLS with the database failed, as with a self-signed certificate (Debian's PostgreSQL has one): have this machine trust its issuer (`update-ca-certificates`, or the file in SSL_CERT_FILE), or, where the network can be trusted, add `sslmode=disable` to `database_url`."
             }
-            Kind::Unavailable => {
+            Kind::Unavailable | Kind::ReadOnly => {
                 "The database cannot be reached or does not answer: try again later."
             }
             Kind::Schema | Kind::Refused | Kind::TooLarge | Kind::Failed => {

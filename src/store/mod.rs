@@ -134,21 +134,21 @@ impl Database {
             // Nothing in between can be silent, and a statement that waits for the lock keeps its place.
             Self::Sqlite(_) => Bounds::unhurried(limit),
         };
-        let migrate = async |hung| match self.other_pool(hung) {
+        let migrate = async |unusable| match self.other_pool(unusable) {
             None => self.migrate().await,
             Some(other) => other.migrate().await,
         };
-        let call = async |hung| match self.other_pool(hung) {
+        let call = async |unusable| match self.other_pool(unusable) {
             None => call(self).await,
             Some(other) => call(&other).await,
         };
         retry::within(ticker, bounds, migrate, call).await
     }
 
-    /// The same database by way of other connections, where some were found dead.
-    fn other_pool(&self, hung: u32) -> Option<Self> {
+    /// The same database by way of other connections, where some were found unusable.
+    fn other_pool(&self, unusable: u32) -> Option<Self> {
         match self {
-            Self::Postgres(store) if hung > 0 => Some(Self::Postgres(store.other_pool())),
+            Self::Postgres(store) if unusable > 0 => Some(Self::Postgres(store.other_pool())),
             _ => None,
         }
     }

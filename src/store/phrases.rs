@@ -20,6 +20,9 @@ pub(super) const ADDRESS_NOT_ALLOWED: &[&str] = &["is not permitted"];
 /// message.
 pub(super) const INVALID_URL: &[&str] = &["connection string", "invalid configuration"];
 
+/// Spin 4.0 to 4.1: "Unix sockets are not supported on WebAssembly"; our host in other words.
+pub(super) const UNIX_SOCKET: &[&str] = &["Unix socket"];
+
 /// tokio-postgres 0.7, as `Config`: the server asks for a password.
 pub(super) const NO_PASSWORD: &[&str] = &["password missing"];
 

@@ -60,7 +60,7 @@ enum Step {
 }
 
 /// The output of `call`, made again within `bounds`; `migrate` brings the schema up to date. Both are told
-/// how many tries have hung, since their connections should not be used again.
+/// how many tries have hung or met a read-only server, since their connections should not be used again.
 pub(super) async fn within<T, C: Clock>(
     ticker: &mut Ticker<C>,
     bounds: Bounds,
@@ -72,7 +72,7 @@ pub(super) async fn within<T, C: Clock>(
     let mut patience = bounds.first;
     let mut pause = FIRST_PAUSE;
     let mut step = Step::Call;
-    let (mut migrations, mut hung) = (0, 0);
+    let (mut migrations, mut unusable) = (0, 0);
     let mut last: Option<StoreError> = None;
     loop {
         let bound = match step {
@@ -81,8 +81,8 @@ pub(super) async fn within<T, C: Clock>(
         };
         let attempt = async {
             match step {
-                Step::Call => call(hung).await.map(Some),
-                Step::Migrate => migrate(hung).await.map(|()| None),
+                Step::Call => call(unusable).await.map(Some),
+                Step::Migrate => migrate(unusable).await.map(|()| None),
             }
         };
         let until = ticker.deadline(bound).min(deadline);
@@ -103,14 +103,15 @@ pub(super) async fn within<T, C: Clock>(
                 ));
             }
             None => {
-                hung += 1;
+                unusable += 1;
                 patience *= 2;
                 continue;
             }
         };
         match (error.kind, step) {
             (Kind::Schema, Step::Call) if migrations < MIGRATIONS => step = Step::Migrate,
-            (Kind::Unavailable, _) if !ticker.is_past(deadline) => {
+            (Kind::Unavailable | Kind::ReadOnly, _) if !ticker.is_past(deadline) => {
+                unusable += u32::from(error.kind == Kind::ReadOnly);
                 last = Some(error);
                 ticker.sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
@@ -193,6 +194,17 @@ mod tests {
             "{took:?}"
         );
         assert!(store.calls.get() > 5);
+    }
+
+    #[test]
+    fn a_read_only_server_is_left_for_another_connection() {
+        let (output, told, _) = attempts(Bounds::several(LIMIT), async |_, n| match n {
+            0 => Err(error(Kind::Unavailable)),
+            1 => Err(error(Kind::ReadOnly)),
+            n => Ok(n),
+        });
+        assert_eq!(output, Ok(2));
+        assert_eq!(told, [0, 0, 1]);
     }
 
     #[test]

@@ -55,6 +55,8 @@ fn of_sqlstate(code: &str) -> Kind {
         "42501" => Kind::NotAllowed,
         // Too long for its column.
         "22001" => Kind::Refused,
+        // A read-only transaction, as on a server that was the primary.
+        "25006" => Kind::ReadOnly,
         // A prepared statement exists already.
         "42P05" => Kind::Unavailable,
         // Wrong data, constraint, login, no such database, wrong statement, not supported.
@@ -94,6 +96,10 @@ fn not_connected(why: &str, url: &DatabaseUrl) -> StoreError {
             Kind::Failed,
             "the address in `database_url` is not permitted: set the variable `database_host` to its scheme, host and port (postgres://db.example:5432), since `allowed_outbound_hosts` lists only this machine and `database_host`",
         );
+    }
+    if contains(why, phrases::UNIX_SOCKET) {
+        let why = "`database_url` names a Unix socket, to which a component cannot connect: let it name a host (localhost)";
+        return StoreError::new(Kind::Unusable, why);
     }
     if contains(why, phrases::NO_PASSWORD) {
         let why = "the database asks for a password, and `database_url` has none";
@@ -142,6 +148,7 @@ mod tests {
                 &["42P01", "42703", "42P10", "42883", "3F000"][..],
             ),
             (Kind::NotAllowed, &["42501"]),
+            (Kind::ReadOnly, &["25006"]),
             (Kind::Refused, &["22001"]),
             (
                 Kind::Failed,
@@ -153,9 +160,9 @@ mod tests {
             (
                 Kind::Unavailable,
                 &[
-                    "08000", "08006", "08P01", "25006", "40001", "40P01", "53100", "53300",
-                    "55P03", "57014", "57P01", "57P02", "57P03", "57P05", "58000", "58030",
-                    "XX000", "", "?",
+                    "08000", "08006", "08P01", "40001", "40P01", "53100", "53300", "55P03",
+                    "57014", "57P01", "57P02", "57P03", "57P05", "58000", "58030", "XX000", "",
+                    "?",
                 ],
             ),
         ] {
@@ -277,6 +284,10 @@ mod tests {
                 "db error: FATAL: no pg_hba.conf entry for host \"10.0.0.1\"",
             ),
             (Kind::Unusable, "invalid configuration: password missing"),
+            (
+                Kind::Unusable,
+                "Unix sockets are not supported on WebAssembly",
+            ),
             (
                 Kind::Tls,
                 "error performing TLS handshake: error:0A000086:SSL routines:tls_post_process_server_certificate:certificate verify failed:../ssl/statem/statem_clnt.c:1889: (self-signed certificate)",

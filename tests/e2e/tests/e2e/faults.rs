@@ -437,6 +437,29 @@ async fn a_failover_that_leaves_nothing_to_write_to_for_a_while_is_waited_for() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_to_a_server_that_has_become_read_only_are_left_for_others() -> Result<()> {
+    let app = TestApp::start(Backend::Postgres).await?;
+    app.ollama.always(Script::reply(["ok"]));
+    app.ask("app", "Hi").await?;
+    app.execute(
+        "CREATE TABLE former AS SELECT pid FROM pg_stat_activity WHERE datname = current_database();
+         CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF pg_backend_pid() IN (SELECT pid FROM former) THEN
+                RAISE EXCEPTION 'cannot execute INSERT in a read-only transaction' USING ERRCODE = '25006';
+            END IF;
+            RETURN NULL;
+         END $$;
+         CREATE TRIGGER refuse BEFORE INSERT ON chatts EXECUTE FUNCTION refuse()",
+    )
+    .await?;
+    for _ in 0..3 {
+        assert_eq!(app.ask("app", "Hi").await?.len(), 2);
+    }
+    assert_eq!(app.rows("app").await?.len(), 8);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sqlite_database_that_is_locked_for_a_while_is_waited_for() -> Result<()> {
     let app = TestApp::start(Backend::Sqlite).await?;
     app.ollama.always(Script::reply(["ok"]));
