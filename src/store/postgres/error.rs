@@ -93,16 +93,16 @@ fn not_connected(why: &str, url: &DatabaseUrl) -> StoreError {
     if contains(why, phrases::ADDRESS_NOT_ALLOWED) {
         // The host quotes the address, for which it may have taken a piece of the password.
         return StoreError::new(
-            Kind::Failed,
-            "the address in `database_url` is not permitted: set the variable `database_host` to its scheme, host and port (postgres://db.example:5432), since `allowed_outbound_hosts` lists only this machine and `database_host`",
+            Kind::Unusable,
+            "The address in `database_url` is not permitted: set the variable `database_host` to its scheme, host and port (postgres://db.example:5432), since `allowed_outbound_hosts` lists only this machine and `database_host`.",
         );
     }
     if contains(why, phrases::UNIX_SOCKET) {
-        let why = "`database_url` names a Unix socket, to which a component cannot connect: let it name a host (localhost)";
+        let why = "`database_url` names a Unix socket, to which a component cannot connect: let it name a host (localhost).";
         return StoreError::new(Kind::Unusable, why);
     }
     if contains(why, phrases::NO_PASSWORD) {
-        let why = "the database asks for a password, and `database_url` has none";
+        let why = "The database asks for a password, and `database_url` has none.";
         return StoreError::new(Kind::Unusable, why);
     }
     if contains(why, phrases::INVALID_URL) {
@@ -261,7 +261,7 @@ mod tests {
             ),
             (Kind::Unavailable, statement("async error: channel closed")),
             (
-                Kind::Failed,
+                Kind::Unusable,
                 PgError::ConnectionFailed("address postgres://db is not permitted".into()),
             ),
             (

@@ -98,7 +98,7 @@ impl DatabaseUrl {
     /// What is wrong with it, for a driver that could not read it.
     pub(super) fn complaint(&self) -> String {
         let what = self.find_fault();
-        format!("`database_url` is not a valid PostgreSQL URL: {what}")
+        format!("`database_url` is not a valid PostgreSQL URL: {what}.")
     }
 
     fn find_fault(&self) -> String {

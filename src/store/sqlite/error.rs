@@ -10,17 +10,22 @@ pub(super) fn classify(error: Error) -> StoreError {
     let why = match error {
         Error::NoSuchDatabase | Error::AccessDenied => {
             return StoreError::new(
-                Kind::Failed,
-                "the component has no SQLite database: give it `sqlite_databases = [\"default\"]` in spin.toml, or set `database_url`",
+                Kind::Unusable,
+                "The component has no SQLite database: give it `sqlite_databases = [\"default\"]` in spin.toml, or set `database_url`.",
             );
         }
         Error::InvalidConnection => "the connection is not valid".to_owned(),
         Error::DatabaseFull => "the database or disk is full".to_owned(),
         Error::Io(why) => why,
     };
+    if contains(&why, phrases::SQLITE_READ_ONLY) {
+        return StoreError::new(
+            Kind::Unusable,
+            "The file of the SQLite database may not be written: let the server's user own it and its directory.",
+        );
+    }
     let kinds = [
         (phrases::SQLITE_SCHEMA, Kind::Schema),
-        (phrases::SQLITE_READ_ONLY, Kind::NotAllowed),
         (phrases::RESULT_TOO_LARGE, Kind::TooLarge),
         (phrases::SQLITE_FINAL, Kind::Failed),
     ];
@@ -71,7 +76,6 @@ mod tests {
                     "",
                 ],
             ),
-            (Kind::NotAllowed, &["attempt to write a readonly database"]),
             (
                 Kind::TooLarge,
                 &["query result exceeds limit of 134217728 bytes"],
@@ -97,6 +101,8 @@ mod tests {
                 assert!(error.why.starts_with(message), "{error}");
             }
         }
+        let read_only = classify(Error::Io("attempt to write a readonly database".into()));
+        assert_eq!(read_only.kind, Kind::Unusable);
         let full = classify(Error::DatabaseFull);
         assert_eq!(full.kind, Kind::Unavailable);
         assert!(full.why.contains("free some space"), "{full}");

@@ -387,7 +387,8 @@ on_both_stores! {
         let app = TestApp::with(backend, "database_timeout", "10m").await?;
         app.turn("app", "Hi", "ok").await?;
         let failures: &[&str] = match backend {
-            Backend::Sqlite => &["CHECK constraint failed: x", "database disk image is malformed", "datatype mismatch"],
+            Backend::Sqlite => &["CHECK constraint failed: x", "database disk image is malformed", "datatype mismatch",
+                "attempt to write a readonly database"],
             Backend::Postgres => &["23514", "22P05", "42804", "0A000", "42501"],
         };
         for failure in failures {
