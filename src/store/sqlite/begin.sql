@@ -15,5 +15,5 @@ RETURNING turn_start, CASE WHEN id = ?3 ->> '$[0][2]' THEN (
         ORDER BY coalesce(turn_start, CAST((julianday(time) - 2440587.5) * 86400000 AS integer) * 1000),
             turn_id, rowid
     )
-    FROM chatts WHERE appid = ?1 AND turn_id IS NOT ?2
+    FROM chatts WHERE appid = ?1 AND turn_id IS NOT ?2 AND typeof(name) = 'text' AND typeof(message) = 'text'
 ) END

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use llmchat_testkit::{Backend, Cluster, TestApp, messages, on_both_stores, until, within};
 use ollama_stand_in::Script;
+use serde_json::json;
 
 /// The table of the Python server, with three rows.
 const OLD_TABLE: &str = "
@@ -103,24 +104,44 @@ async fn an_old_primary_key_is_as_good() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn old_rows_without_a_text_or_with_one_id_do_not_disturb() -> Result<()> {
-    let app = TestApp::start(Backend::Postgres).await?;
-    app.execute(OLD_TABLE).await?;
-    app.execute(
-        "INSERT INTO chatts SELECT * FROM chatts WHERE appid = 'other';
-         INSERT INTO chatts VALUES (NULL, NULL, NULL, NULL, 'app'), ('user', NULL, NULL, now(), 'app')",
-    )
-    .await?;
-    app.ollama.push(Script::reply(["ok"]));
-    assert_eq!(app.ask("app", "Hi").await?.len(), 2);
-    let expected = [
-        ("user", "Old prompt"),
-        ("assistant", "Old reply"),
-        ("user", "Hi"),
-    ];
-    assert_eq!(app.sent_to_ollama(1).await?, messages(&expected));
-    Ok(())
+on_both_stores! {
+    async fn old_rows_that_lack_something_do_not_disturb(backend: Backend) -> Result<()> {
+        let app = TestApp::start(backend).await?;
+        app.execute(OLD_TABLE).await?;
+        app.execute(
+            "INSERT INTO chatts SELECT * FROM chatts WHERE appid = 'other';
+             INSERT INTO chatts VALUES (NULL, NULL, NULL, NULL, 'app'), ('user', NULL, NULL, NULL, 'app'),
+                (NULL, 'Nobody', NULL, '2024-05-01 12:00:01+00:00', 'app'),
+                ('user', 'Last', NULL, '2024-05-02 12:00:00+00:00', 'app')",
+        )
+        .await?;
+        if backend == Backend::Sqlite {
+            app.execute(
+                "INSERT INTO chatts VALUES ('user', X'FFFE', NULL, '2024-05-01 12:00:01', 'app'),
+                    (X'75736572', 'Bytes', NULL, '2024-05-01 12:00:02', 'app')",
+            )
+            .await?;
+        }
+        app.ollama.always(Script::reply(["ok"]));
+        // Whole, and row by row.
+        let body = json!({"appID": "app", "model": "m", "messages": []});
+        for turn in 1..=2 {
+            let events = match turn {
+                1 => app.ask("app", "Hi").await?,
+                _ => app.client.prompt(&body).await?.read().await?,
+            };
+            assert_eq!(events.len(), 2);
+            let mut expected = messages(&[
+                ("user", "Old prompt"), ("assistant", "Old reply"), ("user", "Last"),
+                ("user", "Hi"),
+            ]);
+            if turn == 2 {
+                expected.extend(messages(&[("assistant", "ok")]));
+            }
+            assert_eq!(app.sent_to_ollama(turn).await?, expected);
+        }
+        Ok(())
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
