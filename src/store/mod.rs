@@ -131,8 +131,7 @@ impl Database {
     ) -> Result<T, StoreError> {
         let bounds = match self {
             Self::Postgres(_) => Bounds::several(limit),
-            // Nothing in between can be silent, and a statement that waits for the lock keeps its place.
-            Self::Sqlite(_) => Bounds::unhurried(limit),
+            Self::Sqlite(_) => Bounds::two(limit),
         };
         let migrate = async |unusable| match self.other_pool(unusable) {
             None => self.migrate().await,

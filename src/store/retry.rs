@@ -42,11 +42,12 @@ impl Bounds {
         }
     }
 
-    /// Tries of which each may take all the time there is.
-    pub(super) fn unhurried(limit: Duration) -> Self {
+    /// Two tries, so that the first can wait for SQLite's lock for as long as the host lets it, which is
+    /// 5 s; one that is dropped would lose its place.
+    pub(super) fn two(limit: Duration) -> Self {
         Self {
             all: limit,
-            first: limit,
+            first: limit * 3 / 5,
             migration: limit,
         }
     }
@@ -330,8 +331,8 @@ mod tests {
             assert!(output.is_ok(), "{slow:?}: {output:?}");
             assert!(told.len() <= 3 && took < limit, "{slow:?}: {took:?}");
         }
-        let (output, ..) = attempts(Bounds::unhurried(limit), async |clock, n| {
-            clock.ticker().sleep(limit - 20 * STEP).await;
+        let (output, ..) = attempts(Bounds::two(limit), async |clock, n| {
+            clock.ticker().sleep(limit / 2).await;
             Ok(n)
         });
         assert_eq!(output, Ok(0));

@@ -17,6 +17,9 @@ use crate::store::{Database, StoreError};
 /// How long an answer waits for the end of its lease, since the next prompt may follow at once.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// Fine enough for the first of several tries.
+const LONGEST_TICK: Duration = Duration::from_millis(500);
+
 /// A lease that is held, or may be: the turn's, on its conversation.
 #[derive(Debug, Clone)]
 pub(super) struct Lease {
@@ -75,5 +78,5 @@ impl Lease {
 
 /// A clock for waits of `limit`.
 fn ticker(limit: Duration) -> Ticker {
-    Ticker::new(limit / 32)
+    Ticker::new((limit / 32).min(LONGEST_TICK))
 }
