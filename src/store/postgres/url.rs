@@ -171,7 +171,7 @@ impl DatabaseUrl {
             // What looks like a port may be the password of a URL without a host.
             None => !parts.authority.contains(':'),
         };
-        is_address && self.0.matches('@').count() <= 1 && !self.0.contains("password=")
+        is_address && !self.has_two_ends_of_a_password() && !self.0.contains("password=")
     }
 
     /// The password, percent-encoded as in the URL and decoded.
