@@ -22,16 +22,18 @@ use super::values::Parameter;
 /// Statements that a connection keeps prepared.
 const STATEMENTS: usize = 64;
 
-/// How long a client may take to end an abandoned statement.
-const ENDING: Duration = Duration::from_secs(10);
+/// How long the server may take to clean a client after a statement that failed.
+const CLEANING: Duration = Duration::from_secs(2);
 
 /// A client until it returns to its pool.
 pub(super) struct Client {
     object: Option<Object>,
     /// It was used before and has not been cleaned since, or could not be.
     is_unclean: AtomicBool,
-    /// Statements whose end was not seen, or was an error.
+    /// Statements whose end was not seen.
     unfinished: AtomicUsize,
+    /// The server has refused a statement: a transaction may be open, and have failed.
+    has_failed: AtomicBool,
 }
 
 impl Client {
@@ -39,6 +41,7 @@ impl Client {
         Self {
             is_unclean: AtomicBool::new(Object::metrics(&object).recycle_count > 0),
             unfinished: AtomicUsize::new(0),
+            has_failed: AtomicBool::new(false),
             object: Some(object),
         }
     }
@@ -50,6 +53,15 @@ impl Client {
         parameters: &[Parameter],
     ) -> Result<RowStream, Error> {
         self.unfinished.fetch_add(1, Ordering::Relaxed);
+        let sent = self.clean_and_send(statement, parameters).await;
+        sent.inspect_err(|error| self.failed(error))
+    }
+
+    async fn clean_and_send(
+        &self,
+        statement: &str,
+        parameters: &[Parameter],
+    ) -> Result<RowStream, Error> {
         if !self.is_unclean.swap(false, Ordering::Relaxed) {
             return self.send(statement, parameters).await;
         }
@@ -70,7 +82,12 @@ impl Client {
         parameters: &[Parameter],
     ) -> Result<u64, Error> {
         let mut rows = pin!(self.query(statement, parameters).await?);
-        while rows.try_next().await?.is_some() {}
+        while rows
+            .try_next()
+            .await
+            .inspect_err(|error| self.failed(error))?
+            .is_some()
+        {}
         self.finished();
         Ok(rows.rows_affected().unwrap_or(0))
     }
@@ -78,6 +95,14 @@ impl Client {
     /// A statement has ended.
     pub(super) fn finished(&self) {
         self.unfinished.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// A statement has ended with an error: the server's own, or the connection is of no use.
+    pub(super) fn failed(&self, error: &Error) {
+        if error.as_db_error().is_some() {
+            self.has_failed.store(true, Ordering::Relaxed);
+            self.finished();
+        }
     }
 
     async fn send(&self, statement: &str, parameters: &[Parameter]) -> Result<RowStream, Error> {
@@ -111,7 +136,16 @@ impl Drop for Client {
         let Some(client) = self.object.take() else {
             return;
         };
-        if *self.unfinished.get_mut() == 0 {
+        if *self.unfinished.get_mut() > 0 {
+            // It was given up: the connection may be dead without a word, and then so are those that
+            // were idle meanwhile. Whoever tries again must not get one of them.
+            if let Some(pool) = Object::pool(&client) {
+                pool.retain(|_, _| false);
+            }
+            drop(Object::take(client));
+            return;
+        }
+        if !*self.has_failed.get_mut() {
             // Dropping it returns it to the pool.
             return;
         }
@@ -122,8 +156,8 @@ impl Drop for Client {
         };
         runtime.spawn(async move {
             // The server refuses in a transaction that has failed: that client is not used again.
-            let ended = timeout(ENDING, client.batch_execute(cleaning_query())).await;
-            if !matches!(ended, Ok(Ok(()))) {
+            let cleaned = timeout(CLEANING, client.batch_execute(cleaning_query())).await;
+            if !matches!(cleaned, Ok(Ok(()))) {
                 drop(Object::take(client));
             }
         });

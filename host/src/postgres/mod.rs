@@ -159,7 +159,7 @@ impl<T: Send> wit::HostConnectionWithStore<T> for Spin {
         let Connection(client) = resource(accessor, &connection)?;
         let parameters = match values::parameters(parameters) {
             Ok(parameters) => parameters,
-            Err(error) => return Ok(Err(wit::Error::ValueConversionFailed(format!("{error:#}")))),
+            Err(error) => return Ok(Err(wit::Error::ValueConversionFailed(format!("{error:?}")))),
         };
         let affected = client.execute(&statement, &parameters).await;
         Ok(affected.map_err(error::query_failed))
@@ -196,16 +196,19 @@ async fn query(
     wit::Error,
 > {
     let parameters = values::parameters(parameters)
-        .map_err(|error| wit::Error::BadParameter(format!("{error:#}")))?;
+        .map_err(|error| wit::Error::BadParameter(format!("{error:?}")))?;
     let rows = client.query(statement, &parameters).await;
     let mut rows = Box::pin(rows.map_err(error::query_failed)?.peekable());
     let columns = match rows.as_mut().peek().await {
         Some(Ok(row)) => values::columns(row),
         _ => Vec::new(),
     };
+    let holder = client.clone();
     let rows = rows.map(move |row| {
+        let row = row.inspect_err(|error| holder.failed(error));
+        // Debug forms, as in Spin.
         let row = values::row(&row.map_err(error::query_failed)?);
-        let row = row.map_err(|error| error::text(format!("{error:#}")))?;
+        let row = row.map_err(|error| error::text(format!("{error:?}")))?;
         let bytes = row.iter().map(values::size).sum();
         rows::check_size(bytes, max_row_bytes).map_err(error::text)?;
         Ok(row)

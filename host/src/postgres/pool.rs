@@ -15,6 +15,9 @@ pub(super) const FEW: usize = 4;
 /// (measured with a thousand concurrent requests).
 const PATIENCE: Duration = Duration::from_millis(250);
 
+/// How long a client may be idle: routers forget a silent connection, without a word to either side.
+const MAX_IDLE: Duration = Duration::from_secs(60);
+
 /// A pool that grows slowly while it is too small.
 pub(super) struct Clients {
     pool: Pool,
@@ -38,6 +41,7 @@ impl Clients {
     }
 
     pub(super) async fn get(&self) -> Result<Object, PoolError> {
+        self.pool.retain(|_, used| used.last_used() < MAX_IDLE);
         let mut getting = pin!(self.pool.get());
         loop {
             if let Ok(client) = timeout(PATIENCE, getting.as_mut()).await {

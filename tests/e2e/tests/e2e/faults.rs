@@ -486,3 +486,18 @@ async fn a_sqlite_database_that_stays_locked_is_a_500_in_time() -> Result<()> {
     assert_eq!(app.ollama.chats(), 1);
     lock.release().await
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_statement_that_was_given_up_takes_its_connection_with_it() -> Result<()> {
+    let app = with_wire().await?;
+    app.ollama.always(Script::reply(["ok"]));
+    app.ask("app", "Hi").await?;
+    let lock = app.lock().await?;
+    app.prompt("app", "Hi").await?.error(500).await?;
+    let network = app.database_wire()?;
+    until("its end", async || Ok(network.open() == 0)).await?;
+    lock.release().await?;
+    app.postgres()?.until_unused().await?;
+    app.ask("app", "Hi").await?;
+    Ok(())
+}
