@@ -49,8 +49,13 @@ impl AllowedHosts {
     pub(crate) fn allow(&self, scheme: &str, host: &str, port: Option<u16>) -> Result<bool> {
         let entries = self.0.as_ref();
         let entries = entries.map_err(|broken| anyhow!("no outbound call is allowed: {broken}"))?;
-        let Ok(host) = Host::parse(host) else {
-            return Ok(false);
+        // PostgreSQL's driver leaves the brackets of `[::1]` out.
+        let host = match host.parse() {
+            Ok(address) => Host::Ipv6(address),
+            Err(_) => match Host::parse(host) {
+                Ok(host) => host,
+                Err(_) => return Ok(false),
+            },
         };
         let port = port.or_else(|| default_port(scheme));
         Ok(entries
@@ -210,6 +215,8 @@ mod tests {
             ("http://h:8000..9000", "http", "h", Some(9000), false),
             ("http://[::1]:80", "http", "[::1]", Some(80), true),
             ("http://[::1]", "http", "[::1]", None, true),
+            ("postgres://[::1]:*", "postgres", "::1", Some(7), true),
+            ("postgres://[::1]:*", "postgres", "::2", Some(7), false),
             ("http://10.0.0.0/8:80", "http", "10.1.2.3", None, true),
             ("http://10.0.0.0/8:80", "http", "11.1.2.3", None, false),
             ("http://10.0.0.0/8:80", "http", "ten", None, false),

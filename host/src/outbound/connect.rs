@@ -1,16 +1,20 @@
 //! An outbound connection: plain or TLS, and who drives it. Knows nothing of what is allowed.
 
+use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use anyhow::Context as _;
 use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use http_body::Body;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
@@ -18,19 +22,6 @@ use tokio_util::task::AbortOnDropHandle;
 use wasmtime_wasi_http::Error;
 
 use super::idle::Connection;
-
-/// TLS with the roots that browsers trust.
-pub(crate) fn tls() -> anyhow::Result<rustls::ClientConfig> {
-    let roots = rustls::RootCertStore {
-        roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
-    };
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    Ok(rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .context("cannot set up TLS")?
-        .with_root_certificates(roots)
-        .with_no_client_auth())
-}
 
 /// Plain or encrypted.
 type Io = Either<TcpStream, Box<TlsStream<TcpStream>>>;
@@ -42,15 +33,55 @@ pub(super) async fn connect(
     tls: Option<Arc<rustls::ClientConfig>>,
 ) -> Result<Connection, Error> {
     let host = host.trim_matches(['[', ']']);
-    let stream = TcpStream::connect((host, port)).await;
-    let stream = stream.map_err(Error::Connect)?;
+    let stream = connect_to_any(host, port).await.map_err(Error::Connect)?;
     stream.set_nodelay(true).map_err(Error::Connect)?;
     let Some(config) = tls else {
         return handshake(Either::Left(stream)).await;
     };
     let name = ServerName::try_from(host.to_owned()).map_err(|_| Error::HttpRequestUriInvalid)?;
     let stream = TlsConnector::from(config).connect(name, stream).await;
-    handshake(Either::Right(Box::new(stream.map_err(Error::Tls)?))).await
+    handshake(Either::Right(Box::new(stream.map_err(tls_failed)?))).await
+}
+
+/// How long an address may take before the next one of its name is tried too.
+const NEXT_ADDRESS: Duration = Duration::from_millis(250);
+
+/// Connects to the first address of a name that answers: one that does not costs a moment, not the
+/// whole time limit.
+async fn connect_to_any(host: &str, port: u16) -> io::Result<TcpStream> {
+    let mut addresses = lookup_host((host, port)).await?;
+    let mut trying = FuturesUnordered::new();
+    let mut last = None;
+    loop {
+        let next = addresses.next();
+        let is_last = next.is_none();
+        trying.extend(next.map(TcpStream::connect));
+        let tried = async {
+            match is_last {
+                true => Some(trying.next().await),
+                false => timeout(NEXT_ADDRESS, trying.next()).await.ok(),
+            }
+        };
+        match tried.await {
+            Some(Some(Ok(stream))) => return Ok(stream),
+            Some(Some(Err(error))) => last = Some(error),
+            Some(None) => return Err(last.unwrap_or_else(|| io::ErrorKind::NotFound.into())),
+            None => {}
+        }
+    }
+}
+
+/// A certificate that is not trusted has an error of its own.
+fn tls_failed(error: io::Error) -> Error {
+    let cause = error.get_ref().and_then(|error| error.downcast_ref());
+    match cause {
+        Some(rustls::Error::InvalidCertificate(_)) => Error::TlsCertificateError,
+        Some(rustls::Error::AlertReceived(alert)) => Error::TlsAlertReceived {
+            alert_id: Some((*alert).into()),
+            alert_message: Some(format!("{alert:?}")),
+        },
+        _ => Error::TlsProtocolError,
+    }
 }
 
 /// What a connection reads ahead for a component that does not read: hyper's default is six times that.

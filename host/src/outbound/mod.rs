@@ -24,6 +24,7 @@ pub(crate) mod allowed;
 mod connect;
 mod gathered;
 mod idle;
+pub(crate) mod tls;
 
 use allowed::AllowedHosts;
 use gathered::Gathered;
@@ -35,7 +36,7 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(600);
 /// What may be connected to, and how connections are encrypted: the same for the whole host.
 pub(crate) struct Rules {
     allowed: AllowedHosts,
-    pub(crate) tls: Arc<rustls::ClientConfig>,
+    tls: Arc<rustls::ClientConfig>,
     output: crate::Output,
     refused: Mutex<HashSet<String>>,
 }
@@ -49,7 +50,7 @@ impl Rules {
         }
         Ok(Self {
             allowed,
-            tls: Arc::new(connect::tls()?),
+            tls: Arc::new(tls::verifying(tls::public_roots())?),
             output,
             refused: Mutex::default(),
         })
@@ -65,7 +66,10 @@ impl Rules {
         let allow = self.allowed.allow(scheme, host, port)?;
         if !allow {
             let port = port.map(|port| format!(":{port}")).unwrap_or_default();
-            let address = format!("{scheme}://{host}{port}");
+            let address = match host.contains(':') && !host.starts_with('[') {
+                true => format!("{scheme}://[{host}]{port}"),
+                false => format!("{scheme}://{host}{port}"),
+            };
             if self.refused.lock().insert(address.clone()) {
                 self.output.line(format_args!(
                     "refused a connection to {address}: allowed_outbound_hosts in the manifest does not have it"

@@ -17,7 +17,7 @@ use deadpool_postgres::{Manager, ManagerConfig, RecyclingMethod};
 use futures_util::{Stream, StreamExt as _, stream};
 use parking_lot::Mutex;
 use tokio_postgres::NoTls;
-use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::config::Host;
 use tokio_postgres_rustls::MakeRustlsConnect;
 use wasmtime::component::{Accessor, FutureReader, Resource, StreamReader};
 
@@ -26,11 +26,13 @@ use crate::instance::{Instance, Spin, push, resource, services};
 use crate::outbound::Rules;
 use crate::rows;
 
+mod address;
 mod client;
 mod error;
 mod pool;
 mod values;
 
+use address::Address;
 use client::Client;
 use pool::Clients;
 
@@ -70,17 +72,18 @@ impl Pools {
         if let Some(clients) = pools.get(address) {
             return Ok(clients.clone());
         }
-        let config: tokio_postgres::Config = address.parse().map_err(connection_failed)?;
-        self.check_allowed(&config)?;
+        let url = Address::parse(address).map_err(|error| connection_failed(chain(&error)))?;
+        self.check_allowed(&url.config)?;
+        // The driver's words, by which a component knows that trying again is of no use.
+        let tls = url.tls().context("error performing TLS handshake");
+        let tls = tls.map_err(|error| connection_failed(chain(&error)))?;
         // It only checks that a client is still connected; the next statement cleans it.
         let recycling = ManagerConfig {
             recycling_method: RecyclingMethod::Fast,
         };
-        let manager = if config.get_ssl_mode() == SslMode::Disable {
-            Manager::from_config(config, NoTls, recycling)
-        } else {
-            let tls = MakeRustlsConnect::new(self.rules.tls.as_ref().clone());
-            Manager::from_config(config, tls, recycling)
+        let manager = match tls {
+            None => Manager::from_config(url.config, NoTls, recycling),
+            Some(tls) => Manager::from_config(url.config, MakeRustlsConnect::new(tls), recycling),
         };
         let clients = Clients::new(manager, self.limit).map_err(connection_failed)?;
         let clients = Arc::new(clients);
@@ -90,22 +93,30 @@ impl Pools {
 
     /// Only an address that passes gets a pool, so this runs once for each.
     fn check_allowed(&self, config: &tokio_postgres::Config) -> Result<(), wit::Error> {
+        // Where there are addresses, they are dialled; the hosts beside them are mere names.
+        let addresses = config.get_hostaddrs().iter().map(|ip| Ok(ip.to_string()));
+        let hosts = config.get_hosts().iter().map(|host| match host {
+            Host::Tcp(host) => Ok(host.clone()),
+            Host::Unix(_) => Err(connection_failed(
+                "a component cannot connect to a Unix socket",
+            )),
+        });
+        let dialled: Vec<_> = match config.get_hostaddrs().is_empty() {
+            true => hosts.collect::<Result<_, _>>()?,
+            false => addresses.collect::<Result<_, _>>()?,
+        };
         let ports = config.get_ports();
-        for (index, host) in config.get_hosts().iter().enumerate() {
-            let Host::Tcp(host) = host else {
-                return Err(connection_failed(
-                    "a component cannot connect to a Unix socket",
-                ));
-            };
+        for (index, host) in dialled.iter().enumerate() {
             // One port can serve for all the hosts.
-            let port = match ports {
-                [port] => Some(*port),
-                ports => ports.get(index).copied(),
-            };
+            let port = ports.get(index).or(ports.first()).copied();
             match self.rules.allow("postgres", host, port) {
                 Ok(true) => {}
                 Ok(false) => {
                     let port = port.map(|port| format!(":{port}")).unwrap_or_default();
+                    let host = match host.contains(':') {
+                        true => format!("[{host}]"),
+                        false => host.clone(),
+                    };
                     let address = format_args!("address postgres://{host}{port} is not permitted");
                     return Err(connection_failed(address));
                 }
@@ -114,6 +125,11 @@ impl Pools {
         }
         Ok(())
     }
+}
+
+/// An error with its causes.
+fn chain(error: &anyhow::Error) -> String {
+    format!("{error:#}")
 }
 
 fn connection_failed(error: impl ToString) -> wit::Error {

@@ -66,7 +66,18 @@ impl Cluster {
         SHARED.get_or_try_init(Self::start).await
     }
 
+    /// One for a test of its own, with TLS: its certificate and key, in PEM, are for `localhost`.
+    pub async fn with_tls(certificate: &str, key: &str) -> Result<&'static Self> {
+        Ok(Box::leak(Box::new(
+            Self::start_with(Some((certificate, key))).await?,
+        )))
+    }
+
     async fn start() -> Result<Self> {
+        Self::start_with(None).await
+    }
+
+    async fn start_with(tls: Option<(&str, &str)>) -> Result<Self> {
         let binaries = find_binaries().context(NOT_INSTALLED)?;
         // The keeper removes it, after the server has left it.
         let directory = TempDir::with_prefix("llmchat-pg-")?.keep();
@@ -87,6 +98,9 @@ impl Cluster {
         ensure!(initdb.status.success(), "initdb failed: {stderr}");
         let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         configure(&directory, address)?;
+        if let Some((certificate, key)) = tls {
+            use_tls(&directory, owner, certificate, key)?;
+        }
 
         let mut keeper = command(Path::new("sh"), owner)
             .args(["-c", KEEPER, "keeper"])
@@ -273,6 +287,27 @@ log_parameter_max_length = 0
     let file = OpenOptions::new().append(true).open(path);
     let mut file = file.context("initdb wrote no postgresql.conf")?;
     Ok(file.write_all(settings.as_bytes())?)
+}
+
+fn use_tls(
+    directory: &Path,
+    owner: Option<(u32, u32)>,
+    certificate: &str,
+    key: &str,
+) -> Result<()> {
+    let data = directory.join("data");
+    fs::write(data.join("server.crt"), certificate)?;
+    let path = data.join("server.key");
+    fs::write(&path, key)?;
+    // The server refuses a key that others may read.
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+    if let Some((user, group)) = owner {
+        chown(&path, Some(user), Some(group))?;
+    }
+    let configuration = OpenOptions::new()
+        .append(true)
+        .open(data.join("postgresql.conf"));
+    Ok(configuration?.write_all(b"ssl = on\n")?)
 }
 
 #[cfg(test)]

@@ -21,3 +21,4 @@ mod schema;
 mod secrets;
 mod stopping;
 mod threads;
+mod tls;
