@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use wasmtime::ResourceLimiter;
 use wasmtime::component::{Accessor, HasData, Resource, ResourceTable};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
@@ -28,22 +29,69 @@ pub(crate) struct Instance {
     wasi: WasiCtx,
     http: WasiHttpCtx,
     outbound: Hooks,
+    pub(crate) memory: MemoryLimit,
 }
 
 impl Instance {
-    pub(crate) fn new(services: Arc<Services>) -> Self {
+    /// With memories of at most `max_memory` bytes each.
+    pub(crate) fn new(services: Arc<Services>, max_memory: usize) -> Self {
         // No files, no sockets, no environment: the component has what its manifest grants.
         let mut wasi = WasiCtx::builder();
         services.output.attach(&mut wasi);
+        let output = services.output.clone();
         Self {
             outbound: Hooks(services.outbound.clone()),
             services,
             table: ResourceTable::new(),
             wasi: wasi.build(),
             http: WasiHttpCtx::new(),
+            memory: MemoryLimit {
+                max: max_memory,
+                is_reported: false,
+                output,
+            },
         }
     }
 }
+
+/// Refuses an instance more memory than the host can spare: its allocation fails, which ends it, and
+/// not the host with all the others.
+pub(crate) struct MemoryLimit {
+    max: usize,
+    is_reported: bool,
+    output: Output,
+}
+
+impl ResourceLimiter for MemoryLimit {
+    fn memory_growing(
+        &mut self,
+        _: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        let is_too_large = desired > self.max;
+        if is_too_large && !std::mem::replace(&mut self.is_reported, true) {
+            self.output.line(format_args!(
+                "an instance was refused {desired} bytes of memory: it may have {} (`--max-instance-memory`)",
+                self.max
+            ));
+        }
+        Ok(!is_too_large && maximum.is_none_or(|maximum| desired <= maximum))
+    }
+
+    fn table_growing(
+        &mut self,
+        _: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        let max = maximum.map_or(MAX_TABLE, |maximum| maximum.min(MAX_TABLE));
+        Ok(desired <= max)
+    }
+}
+
+/// Elements of a table: a component of Rust has as many as functions that are called by pointer.
+const MAX_TABLE: usize = 1 << 20;
 
 impl WasiView for Instance {
     fn ctx(&mut self) -> WasiCtxView<'_> {

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::Parser;
-use llmchat_host::Manifest;
 use llmchat_host::variables::environment_name;
+use llmchat_host::{InstanceLimits, Manifest};
 
 const MANIFEST: &str = "spin.toml";
 
@@ -56,6 +56,10 @@ pub(crate) struct Cli {
     /// Threads that serve [default: as many as the machine has cores]
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
+
+    /// The memory that one instance of the component may have
+    #[arg(long, value_name = "BYTES", default_value_t = InstanceLimits::default().memory)]
+    pub(crate) max_instance_memory: usize,
 
     /// Run the component as it is, without building it first
     #[arg(long)]

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
-use llmchat_host::{Host, Manifest, Options, Program, Variables, runtime};
+use llmchat_host::{Host, InstanceLimits, Manifest, Options, Program, Variables, runtime};
 
 mod banner;
 mod cli;
@@ -55,6 +55,10 @@ async fn run(cli: cli::Cli) -> Result<()> {
         state_dir: cli.state_dir.clone(),
         drain: cli.drain,
         threads: cli.threads.unwrap_or_else(runtime::default_threads),
+        instances: InstanceLimits {
+            memory: cli.max_instance_memory,
+            ..InstanceLimits::default()
+        },
         ..Options::default()
     };
     // From here on a signal stops the host gracefully.

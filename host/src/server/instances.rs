@@ -22,7 +22,7 @@ use super::requests::{InstanceRequests, PendingRequest, Requests};
 use crate::Program;
 use crate::instance::{Instance, Services};
 
-/// The limits of one instance. The defaults are Spin's.
+/// The limits of one instance. The defaults are Spin's, but for the memory, where Spin has none.
 #[derive(Debug, Clone)]
 pub struct InstanceLimits {
     /// Requests in its life.
@@ -32,6 +32,8 @@ pub struct InstanceLimits {
     pub concurrent: usize,
     /// How long it waits for the next request when it has nothing to do.
     pub idle: Duration,
+    /// Bytes of a memory: an allocation beyond fails.
+    pub memory: usize,
 }
 
 impl Default for InstanceLimits {
@@ -40,6 +42,7 @@ impl Default for InstanceLimits {
             requests: 128,
             concurrent: 16,
             idle: Duration::from_secs(1),
+            memory: 256 << 20,
         }
     }
 }
@@ -60,7 +63,9 @@ impl HandlerState for Instances {
     async fn instantiate(
         &self,
     ) -> wasmtime::Result<HandlerInstance<Instance, Expiration, Admission>> {
-        let mut store = Store::new(&self.program.engine, Instance::new(self.services.clone()));
+        let instance = Instance::new(self.services.clone(), self.limits.memory);
+        let mut store = Store::new(&self.program.engine, instance);
+        store.limiter(|instance| &mut instance.memory);
         let proxy = self.program.service().instantiate_async(&mut store).await?;
         let requests = self.requests.add_instance();
         Ok(HandlerInstance {

@@ -66,6 +66,12 @@ impl Setup {
         self
     }
 
+    /// Bytes of memory that an instance may have.
+    pub fn instance_memory(mut self, limit: usize) -> Self {
+        self.options.instances.memory = limit;
+        self
+    }
+
     /// Puts a [`Wire`] between the component and PostgreSQL.
     pub fn database_wire(mut self) -> Self {
         self.has_database_wire = true;

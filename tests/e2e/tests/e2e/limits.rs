@@ -57,3 +57,19 @@ async fn a_setting_that_cannot_be_used_is_named_and_not_repeated() -> Result<()>
     }
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_that_needs_too_much_memory_ends_and_the_host_goes_on() -> Result<()> {
+    let app = TestApp::on(Backend::Sqlite)
+        .variable("max_body_bytes", 64 << 20)
+        .instance_memory(16 << 20)
+        .start()
+        .await?;
+    // However the client is told: the instance that would have told it is gone.
+    let _ = app.prompt("app", &"x".repeat(32 << 20)).await;
+    let log = app.log();
+    ensure!(log.contains("--max-instance-memory"), "{log}");
+    app.turn("app", "Hi", "ok").await?;
+    assert_eq!(app.row_count().await?, 2);
+    Ok(())
+}
