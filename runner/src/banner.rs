@@ -19,6 +19,8 @@ use tokio::time::timeout;
 use tokio_postgres::config::Host;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::say;
+
 /// The variable with Ollama's address.
 pub(crate) const OLLAMA_URL: &str = "ollama_url";
 const DATABASE_URL: &str = "database_url";
@@ -50,14 +52,14 @@ pub(crate) async fn print(
     let models = models.unwrap_or_default();
     let model = models.first().map_or("llama3.2", String::as_str);
 
-    println!("\n{} listens on http://{address}\n", manifest.name());
-    println!("  store   {}", store(manifest, options, &variables));
-    println!("  Ollama  {ollama}");
-    println!(
-        "\n  curl -N http://{}/llmchat/ -d '{{\"appID\":\"first\",\"model\":\"{model}\",\
+    say(format_args!(
+        "\n{} listens on http://{address}\n\n  store   {}\n  Ollama  {ollama}\n\n  \
+         curl -N http://{}/llmchat/ -d '{{\"appID\":\"first\",\"model\":\"{model}\",\
          \"messages\":[{{\"role\":\"user\",\"content\":\"Hello!\"}}]}}'\n",
+        manifest.name(),
+        store(manifest, options, &variables),
         reachable(address),
-    );
+    ));
     Ok(())
 }
 

@@ -4,13 +4,15 @@
 //! run is the business of `llmchat-host`; what this program knows of the component, two names
 //! of variables and one request to paste, is in [`banner`].
 
-use std::io;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
-use llmchat_host::{Host, InstanceLimits, Manifest, Options, Program, Variables, runtime};
+use llmchat_host::{
+    Host, InstanceLimits, Manifest, Options, Output, Program, Variables, runtime,
+};
 
 mod banner;
 mod cli;
@@ -23,7 +25,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            Output::default().line(format_args!("error: {error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -84,23 +86,29 @@ fn explain_address_in_use(error: anyhow::Error) -> anyhow::Error {
     }
 }
 
+/// Writes to stdout; `println!` would panic once that is closed.
+fn say(text: impl std::fmt::Display) {
+    let _ = io::stdout().write_all(format!("{text}\n").as_bytes());
+}
+
 async fn stop(host: Host, mut signals: Signals, drain: Duration) {
+    let output = Output::default();
     match host.open_requests() {
-        0 => println!("stopping"),
-        open => println!(
+        0 => say("stopping"),
+        open => say(format_args!(
             "stopping: {open} {} being finished first, for {} s at most (the same signal again stops at once)",
             if open == 1 { "reply is" } else { "replies are" },
             drain.as_secs(),
-        ),
+        )),
     }
     tokio::select! {
         cut = host.stop() => {
             if cut > 0 {
-                eprintln!("{cut} cut off: not finished within {} s (--drain)", drain.as_secs());
+                output.line(format_args!("{cut} cut off: not finished within {} s (--drain)", drain.as_secs()));
             }
         }
         () = signals.next() => {
-            eprintln!("stopped at once");
+            output.line("stopped at once");
             std::process::exit(1);
         }
     }

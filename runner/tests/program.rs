@@ -1,0 +1,110 @@
+//! The program itself, as an operator starts and stops it.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use llmchat_host::Manifest;
+use tempfile::TempDir;
+
+/// Nothing takes this long, however slow the machine is.
+const LONG: Duration = Duration::from_secs(60);
+
+/// The running program; killed when it is dropped.
+struct Program {
+    child: Child,
+    address: String,
+    _state: TempDir,
+}
+
+impl Program {
+    /// Starts it with the stand-in, and waits for its banner.
+    fn start(arguments: &[&str]) -> Self {
+        let state = tempfile::tempdir().unwrap();
+        let mut child = command(arguments)
+            .args(["--listen", "127.0.0.1:0", "--stand-in", "--state-dir"])
+            .arg(state.path())
+            .spawn()
+            .unwrap();
+        let banner = BufReader::new(child.stdout.as_mut().unwrap());
+        let address = banner.lines().find_map(|line| {
+            let line = line.unwrap();
+            let (_, address) = line.split_once("listens on http://")?;
+            Some(address.to_owned())
+        });
+        Self {
+            address: address.unwrap(),
+            child,
+            _state: state,
+        }
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(LONG)).unwrap();
+        stream
+    }
+
+    /// Sends a prompt; returns with the first bytes of the answer.
+    fn begin(&self) -> (TcpStream, String) {
+        let body = r#"{"appID":"a","model":"m","messages":[{"role":"user","content":"Hi"}]}"#;
+        let mut stream = self.connect();
+        let (address, length) = (&self.address, body.len());
+        write!(
+            stream,
+            "POST /llmchat/ HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+        )
+        .unwrap();
+        let mut start = [0; 4096];
+        let length = stream.read(&mut start).unwrap();
+        let start = String::from_utf8_lossy(start.get(..length).unwrap()).into_owned();
+        assert!(start.starts_with("HTTP/1.1 200"), "{start}");
+        (stream, start)
+    }
+
+    fn terminate(&self) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").arg(id).status().unwrap().success());
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn command(arguments: &[&str]) -> Command {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../spin.toml");
+    Manifest::load(&manifest).unwrap().build().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_llmchat-runner"));
+    command
+        .arg("--no-build")
+        .arg("--manifest")
+        .arg(manifest)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+#[test]
+fn a_program_whose_terminal_has_gone_lets_its_replies_end() {
+    let mut program = Program::start(&["--stand-in-rate", "20"]);
+    drop((program.child.stdout.take(), program.child.stderr.take()));
+    let (mut stream, mut answer) = program.begin();
+    assert!(
+        !answer.contains("\"done\":true"),
+        "the reply is still running"
+    );
+    program.terminate();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains("\"done\":true"), "{answer}");
+    assert!(program.child.wait().unwrap().success());
+}
