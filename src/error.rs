@@ -1,9 +1,9 @@
 //! What can go wrong, and who learns what.
 //!
-//! - **Before the stream starts** a failure is a [`Rejection`]: a status and `{"error": …}`. A `4xx`
-//!   is the client's to fix and names the field or header; a `500` is the operator's, so the client
-//!   learns which part failed and what to try, and the log the rest. Which failure becomes which
-//!   rejection is decided in [`crate::service`].
+//! - **Before the stream starts** a failure is a [`Rejection`]: a [`RefusalCode`], which knows its status,
+//!   and `{"error": …, "code": …}`. A `4xx` is the client's to fix and names the field or header; a `5xx`
+//!   is the operator's, so the client learns which part failed and what to try, and the log the rest.
+//!   Which failure becomes which rejection is decided in [`crate::service`].
 //! - **Once the stream has started** the status has been sent: a failure is a [`RelayError`], an
 //!   `event: error` in the same stream with a [`Code`] for programs and a sentence for people.
 //!   Ollama's own messages are passed on, since they are about the client's request.
@@ -20,24 +20,28 @@ use thiserror::Error;
 /// An answer instead of a stream.
 #[derive(Debug)]
 pub struct Rejection {
-    /// The HTTP status.
-    pub status: StatusCode,
+    /// The kind, from which the status follows.
+    pub code: RefusalCode,
     /// What the client can do about it.
     pub error: String,
     /// For the log: what the client must not learn. Empty where there is nothing more.
     pub detail: String,
-    /// Headers besides `content-type`.
+    /// Headers besides those that every refusal has.
     pub headers: Vec<(&'static str, &'static str)>,
 }
 
 impl Rejection {
     /// A rejection whose message says everything.
-    pub fn new(status: StatusCode, error: impl Into<String>) -> Self {
+    pub fn new(code: RefusalCode, error: impl Into<String>) -> Self {
+        let headers = match code.retry_after() {
+            Some(seconds) => vec![("retry-after", seconds)],
+            None => Vec::new(),
+        };
         Self {
-            status,
+            code,
             error: error.into(),
             detail: String::new(),
-            headers: Vec::new(),
+            headers,
         }
     }
 
@@ -58,9 +62,76 @@ impl Rejection {
         #[derive(Serialize)]
         struct Body<'a> {
             error: &'a str,
+            code: &'static str,
         }
-        // Serialising a string into memory cannot fail.
-        serde_json::to_vec(&Body { error: &self.error }).unwrap_or_default()
+        let body = Body {
+            error: &self.error,
+            code: self.code.as_str(),
+        };
+        // Serialising strings into memory cannot fail.
+        serde_json::to_vec(&body).unwrap_or_default()
+    }
+}
+
+/// The kind of a refusal, for the client's program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+pub enum RefusalCode {
+    /// The body is not what it must be.
+    InvalidRequest,
+    /// The body broke off.
+    #[strum(serialize = "invalid_request")]
+    BodyBrokeOff,
+    /// No route has this path.
+    NotFound,
+    /// The path has other methods.
+    MethodNotAllowed,
+    /// The body is over the operator's limit.
+    TooLarge,
+    /// The prompt alone is more than the model is sent.
+    ContextTooLarge,
+    /// The body is compressed.
+    UnsupportedEncoding,
+    /// A turn of the conversation is running.
+    Busy,
+    /// The server has no room for another turn.
+    Overloaded,
+    /// A browser sent it for a page of another origin.
+    OriginRefused,
+    /// The body did not arrive in time.
+    Timeout,
+    /// The database failed before the stream began.
+    DatabaseFailed,
+    /// The operator's configuration is wrong.
+    Misconfigured,
+}
+
+impl RefusalCode {
+    /// The code as it is sent; a body that broke off is an invalid request with a status of its own.
+    pub fn as_str(self) -> &'static str {
+        self.into()
+    }
+
+    /// The status of the answer.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::InvalidRequest => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::BodyBrokeOff => StatusCode::BAD_REQUEST,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::TooLarge | Self::ContextTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UnsupportedEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::Busy => StatusCode::CONFLICT,
+            Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+            Self::OriginRefused => StatusCode::FORBIDDEN,
+            Self::Timeout => StatusCode::REQUEST_TIMEOUT,
+            Self::DatabaseFailed | Self::Misconfigured => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// The seconds after which another try is worth it, where time alone can help.
+    fn retry_after(self) -> Option<&'static str> {
+        matches!(self, Self::Busy | Self::Overloaded).then_some("1")
     }
 }
 

@@ -5,13 +5,13 @@
 
 use std::rc::Rc;
 
-use http::{Method, StatusCode};
+use http::Method;
 use spin_sdk::wasip3::http::types::{Request, Response};
 use spin_sdk::wasip3::spawn;
 
 use crate::clock::Ticker;
 use crate::config::{self, Config, InvalidVariable};
-use crate::error::Rejection;
+use crate::error::{RefusalCode, Rejection};
 use crate::http::{self as client, BodyError};
 use crate::log;
 use crate::permit::Permit;
@@ -27,7 +27,7 @@ pub async fn handle(request: Request) -> Response {
             if !rejection.detail.is_empty() {
                 log::line(format_args!(
                     "{}: {} {}",
-                    rejection.status.as_u16(),
+                    rejection.code.as_str(),
                     rejection.error,
                     rejection.detail
                 ));
@@ -60,14 +60,14 @@ fn route(method: Option<Method>, path: &str) -> Result<Route, Rejection> {
             _ => Err(not_allowed("Only POST is answered here.", "POST")),
         },
         _ => Err(Rejection::new(
-            StatusCode::NOT_FOUND,
+            RefusalCode::NotFound,
             "Nothing is here: POST to /llmchat/.",
         )),
     }
 }
 
 fn not_allowed(error: &str, allowed: &'static str) -> Rejection {
-    Rejection::new(StatusCode::METHOD_NOT_ALLOWED, error).with_header("allow", allowed)
+    Rejection::new(RefusalCode::MethodNotAllowed, error).with_header("allow", allowed)
 }
 
 async fn prompt(request: Request, config: Rc<Config>) -> Result<Response, Rejection> {
@@ -88,28 +88,27 @@ async fn prompt(request: Request, config: Rc<Config>) -> Result<Response, Reject
 fn body_failed(error: BodyError, limit: usize) -> Rejection {
     match error {
         BodyError::TooLarge => InvalidRequest::TooLarge { limit }.into(),
-        BodyError::TimedOut => Rejection::new(
-            StatusCode::REQUEST_TIMEOUT,
-            "The body did not come in time.",
-        ),
-        BodyError::BrokeOff => Rejection::new(StatusCode::BAD_REQUEST, "The body broke off."),
+        BodyError::TimedOut => {
+            Rejection::new(RefusalCode::Timeout, "The body did not come in time.")
+        }
+        BodyError::BrokeOff => Rejection::new(RefusalCode::BodyBrokeOff, "The body broke off."),
     }
 }
 
 impl From<InvalidVariable> for Rejection {
     fn from(invalid: InvalidVariable) -> Self {
         let error = format!("The server's configuration is wrong: {invalid}.");
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, error).with_detail(invalid.detail())
+        Self::new(RefusalCode::Misconfigured, error).with_detail(invalid.detail())
     }
 }
 
 impl From<InvalidRequest> for Rejection {
     fn from(invalid: InvalidRequest) -> Self {
-        let status = match invalid {
-            InvalidRequest::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            InvalidRequest::Malformed(_) => StatusCode::UNPROCESSABLE_ENTITY,
+        let code = match invalid {
+            InvalidRequest::TooLarge { .. } => RefusalCode::TooLarge,
+            InvalidRequest::Malformed(_) => RefusalCode::InvalidRequest,
         };
-        Self::new(status, invalid.to_string())
+        Self::new(code, invalid.to_string())
     }
 }
 
@@ -117,7 +116,7 @@ impl From<NotBegun> for Rejection {
     fn from(reason: NotBegun) -> Self {
         match reason {
             NotBegun::Busy => Self::new(
-                StatusCode::CONFLICT,
+                RefusalCode::Busy,
                 "A turn of this conversation is running: send the next prompt when it has ended.",
             ),
             NotBegun::Empty => InvalidRequest::of(
@@ -140,14 +139,12 @@ impl From<StoreError> for Rejection {
             return InvalidRequest::of("appID or messages", why).into();
         }
         let message = format!("{} Nothing was sent to Ollama.", error.for_client());
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, message).with_detail(error.to_string())
+        Self::new(RefusalCode::DatabaseFailed, message).with_detail(error.to_string())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     #[test]
@@ -164,7 +161,7 @@ mod tests {
             "/llmchats",
         ] {
             let rejection = route(Some(Method::POST), path).unwrap_err();
-            assert_eq!(rejection.status, StatusCode::NOT_FOUND, "{path}");
+            assert_eq!(rejection.code, RefusalCode::NotFound, "{path}");
             assert!(rejection.headers.is_empty());
         }
     }
@@ -173,7 +170,7 @@ mod tests {
     fn another_method_is_refused_with_those_that_are_allowed() {
         for method in [Some(Method::GET), Some(Method::OPTIONS), None] {
             let rejection = route(method, "/llmchat/").unwrap_err();
-            assert_eq!(rejection.status, StatusCode::METHOD_NOT_ALLOWED);
+            assert_eq!(rejection.code, RefusalCode::MethodNotAllowed);
             assert_eq!(rejection.error, "Only POST is answered here.");
             assert_eq!(rejection.headers, [("allow", "POST")]);
         }
@@ -213,7 +210,7 @@ mod tests {
     #[test]
     fn what_only_the_operator_can_fix_is_in_the_log_and_not_in_the_answer() {
         for rejection in rejections() {
-            let is_operators = rejection.status.is_server_error();
+            let is_operators = rejection.code.status().is_server_error();
             let told = rejection.error.contains("database's own message");
             let logged = rejection.detail.contains("database's own message");
             assert_eq!(logged, is_operators, "{rejection:?}");
@@ -221,18 +218,5 @@ mod tests {
             let is_value = rejection.error.contains("too long for a column");
             assert_eq!(told, is_value, "{rejection:?}");
         }
-    }
-
-    #[test]
-    fn the_readme_lists_every_status() {
-        let readme = include_str!("../README.md");
-        let (_, table) = readme.split_once("| status | |").unwrap();
-        let (table, _) = table.split_once("\n\n").unwrap();
-        let listed: BTreeSet<u16> = table
-            .split('`')
-            .filter_map(|text| text.parse().ok())
-            .collect();
-        let statuses = rejections().into_iter().map(|it| it.status.as_u16());
-        assert_eq!(listed, statuses.collect());
     }
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use llmchat::error::Code;
+use llmchat::error::{Code, RefusalCode};
 use strum::VariantArray as _;
 
 fn read(path: &str) -> String {
@@ -89,5 +89,36 @@ fn the_readme_lists_every_code() {
         .flat_map(|cell| cell.split('`').skip(1).step_by(2))
         .collect();
     let codes = Code::VARIANTS.iter().map(|code| code.as_str());
+    assert_eq!(listed, codes.collect());
+}
+
+#[test]
+fn the_readme_lists_every_refusal_with_its_status() {
+    let readme = read("README.md");
+    let table = between(&readme, "| status | refusal | |", "\n\n")
+        .next()
+        .unwrap();
+    let quoted = |cell: &str| -> BTreeSet<String> {
+        cell.split('`')
+            .skip(1)
+            .step_by(2)
+            .map(str::to_owned)
+            .collect()
+    };
+    let mut listed = BTreeSet::new();
+    for row in table.lines().filter(|row| row.starts_with("| `")) {
+        let cells: Vec<_> = row.split('|').map(quoted).collect();
+        let codes = RefusalCode::VARIANTS
+            .iter()
+            .filter(|code| cells[2].contains(code.as_str()));
+        let statuses: BTreeSet<_> = codes
+            .map(|code| code.status().as_str().to_owned())
+            .collect();
+        assert_eq!(cells[1], statuses, "{row}");
+        listed.extend(cells[2].clone());
+    }
+    let codes = RefusalCode::VARIANTS
+        .iter()
+        .map(|code| code.as_str().to_owned());
     assert_eq!(listed, codes.collect());
 }

@@ -279,7 +279,7 @@ pub fn request(input: &[u8]) {
         Err(refusal) => {
             assert!(refusal.to_string().starts_with("Deserializing request: "));
             let rejection = Rejection::from(refusal);
-            assert_eq!(rejection.status.as_u16(), 422);
+            assert_eq!(rejection.code.status().as_u16(), 422);
             let body: Value = serde_json::from_slice(&rejection.to_json()).unwrap();
             assert_eq!(body["error"], rejection.error);
             return;

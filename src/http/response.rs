@@ -9,16 +9,21 @@ use crate::error::Rejection;
 
 /// A rejection in JSON.
 pub(crate) fn rejection(rejection: &Rejection) -> Response {
-    let mut headers = vec![("content-type", "application/json")];
-    headers.extend_from_slice(&rejection.headers);
     let json = rejection.to_json();
+    let length = json.len().to_string();
+    let mut headers = vec![
+        ("content-type", "application/json"),
+        ("content-length", &length),
+        ("cache-control", "no-store"),
+    ];
+    headers.extend_from_slice(&rejection.headers);
     let (mut writer, reader) = wit_stream::new();
     let (_, trailers) = wit_future::new(|| Ok(None));
     spawn(async move {
         writer.write_all(json).await;
     });
     let (response, _) = Response::new(fields(&headers), Some(reader), trailers);
-    let _ = response.set_status_code(rejection.status.as_u16());
+    let _ = response.set_status_code(rejection.code.status().as_u16());
     response
 }
 

@@ -91,6 +91,26 @@ fn bad_texts() -> Vec<(String, &'static str)> {
     ]
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_has_a_code_a_length_and_is_not_cached() -> Result<()> {
+    let app = TestApp::start(Backend::Sqlite).await?;
+    for (method, path, status, code) in [
+        ("POST", "/llmchat/", 422, "invalid_request"),
+        ("GET", "/llmchat/", 405, "method_not_allowed"),
+        ("POST", "/", 404, "not_found"),
+    ] {
+        let answer = app.client.request(method, path, "").await?;
+        assert_eq!(answer.status(), status);
+        assert_eq!(answer.header("cache-control"), Some("no-store"));
+        let length = answer.header("content-length").map(str::to_owned);
+        let text = answer.text().await?;
+        assert_eq!(length, Some(text.len().to_string()));
+        let body: Value = serde_json::from_str(&text)?;
+        assert_eq!(body["code"], code);
+    }
+    Ok(())
+}
+
 /// Nothing was stored, and Ollama was not called.
 async fn left_no_trace(app: &TestApp) -> Result<()> {
     ensure!(app.ollama.chats() == 0, "Ollama was called");
