@@ -155,6 +155,7 @@ where
         limits: Limits {
             body_bytes: source.get("max_body_bytes", count).await?,
             messages: source.get("max_messages", count).await?,
+            history_bytes: source.get("max_history_bytes", count).await?,
         },
         max_line_bytes: source.get("max_line_bytes", count).await?,
         max_completion_bytes: source.get("max_completion_bytes", count).await?,

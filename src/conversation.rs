@@ -3,6 +3,8 @@
 //! The newtypes cannot hold a value that the database would refuse, so nothing after the parsing of a
 //! request checks again. Knows no HTTP and no SQL, and of JSON only that of its own types.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -12,6 +14,8 @@ pub const APP_ID_MAX_CHARS: usize = 155;
 pub const ROLE_MAX_CHARS: usize = 64;
 /// The role of a completion.
 pub const ASSISTANT: &str = "assistant";
+/// The role of a tool's result.
+const TOOL: &str = "tool";
 
 /// Why a text cannot be part of a conversation, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -86,6 +90,14 @@ impl Role {
     }
 }
 
+impl Role {
+    /// Whether what a model is sent may begin with a message of this role: a reply or a tool's result belongs to
+    /// what precedes it.
+    pub fn may_begin_a_context(&self) -> bool {
+        ![ASSISTANT, TOOL].contains(&self.as_str())
+    }
+}
+
 impl TryFrom<String> for Role {
     type Error = InvalidText;
 
@@ -142,72 +154,42 @@ impl ReplyStatus {
     }
 }
 
-/// Messages as a JSON array under construction, each `{"role": …, "content": …}`: what a model is sent
-/// of a conversation.
-///
-/// The past of a conversation is written **by the database**: its SQL makes the JSON of all earlier
-/// messages in one value, which [`push_json`](Self::push_json) appends unread. Only the new prompt, and
-/// a past that is read row by row, pass through [`push`](Self::push). The two ways give equal values for
-/// every text (the end-to-end tests compare them on both databases).
-#[derive(Debug)]
-pub struct Messages {
-    json: Vec<u8>,
-    /// The length of what precedes the first message.
-    start: usize,
+/// What the model is sent of a conversation, as the client is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Context {
+    /// Turns, this one included.
+    pub turns: u64,
+    /// Bytes of the contents, this turn's included.
+    pub bytes: u64,
+    /// Whether older turns were left out.
+    pub is_cut: bool,
 }
 
-impl Messages {
-    /// An empty array, to be written after the bytes that are in `buffer` already: so a conversation of
-    /// megabytes need not be copied to get something in front of it.
-    pub fn append_to(mut buffer: Vec<u8>) -> Self {
-        buffer.push(b'[');
-        Self {
-            start: buffer.len(),
-            json: buffer,
-        }
+impl fmt::Display for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { turns, bytes, .. } = self;
+        let more = if self.is_cut { "+" } else { "" };
+        write!(f, "turns={turns}/{turns}{more}, bytes={bytes}")
     }
+}
 
-    /// Appends a message.
-    pub fn push(&mut self, role: &str, content: &str) {
-        #[derive(Serialize)]
-        struct Object<'a> {
-            role: &'a str,
-            content: &'a str,
+/// Appends messages to `json`, each `{"role": …, "content": …}`, with commas in between.
+///
+/// The past of a conversation is written **by the database** in the same form. The two ways give equal values
+/// for every text (the end-to-end tests compare them on both databases).
+pub fn push_json<'a>(json: &mut Vec<u8>, messages: impl IntoIterator<Item = &'a Message>) {
+    #[derive(Serialize)]
+    struct Object<'a> {
+        role: &'a str,
+        content: &'a str,
+    }
+    for (i, message) in messages.into_iter().enumerate() {
+        if i > 0 {
+            json.push(b',');
         }
-        self.separate();
+        let (role, content) = (message.role.as_str(), message.content.as_str());
         // Serialising strings into memory cannot fail.
-        let _ = serde_json::to_writer(&mut self.json, &Object { role, content });
-    }
-
-    /// Appends messages that are JSON objects already, separated by commas; none, if it is empty.
-    pub fn push_json(&mut self, messages: &str) {
-        if messages.is_empty() {
-            return;
-        }
-        self.separate();
-        self.json.extend_from_slice(messages.as_bytes());
-    }
-
-    /// Removes the messages, for the conversation to be read again.
-    pub fn clear(&mut self) {
-        self.json.truncate(self.start);
-    }
-
-    /// Whether there is no message yet.
-    pub fn is_empty(&self) -> bool {
-        self.json.len() == self.start
-    }
-
-    /// Closes the array and returns the buffer with it.
-    pub fn finish(mut self) -> Vec<u8> {
-        self.json.push(b']');
-        self.json
-    }
-
-    fn separate(&mut self) {
-        if !self.is_empty() {
-            self.json.push(b',');
-        }
+        let _ = serde_json::to_writer(&mut *json, &Object { role, content });
     }
 }
 
@@ -215,38 +197,52 @@ impl Messages {
 mod tests {
     use super::*;
 
-    fn text(messages: Messages) -> String {
-        String::from_utf8(messages.finish()).unwrap()
+    fn message(role: &str, content: &str) -> Message {
+        Message {
+            role: role.to_owned().try_into().unwrap(),
+            content: content.to_owned().try_into().unwrap(),
+        }
     }
 
     #[test]
-    fn messages_are_separated_however_they_were_added() {
-        let mut messages = Messages::append_to(b"{\"messages\":".to_vec());
-        messages.push("system", "gone");
-        messages.clear();
-        assert!(messages.is_empty());
-        messages.push_json("");
-        assert!(messages.is_empty());
-        messages.push_json(r#"{"role":"user","content":"a"},{"role":"assistant","content":"b"}"#);
-        messages.push("user", "c");
-        messages.push_json(r#"{"role":"assistant","content":"d"}"#);
+    fn messages_are_objects_with_commas_in_between() {
+        let mut json = b"[".to_vec();
+        push_json(&mut json, &[message("system", "a"), message("user", "b")]);
         assert_eq!(
-            text(messages),
-            r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"},{"role":"user","content":"c"},{"role":"assistant","content":"d"}]"#
+            String::from_utf8(json).unwrap(),
+            r#"[{"role":"system","content":"a"},{"role":"user","content":"b"}"#
         );
-    }
-
-    #[test]
-    fn no_message_is_an_empty_array() {
-        assert_eq!(text(Messages::append_to(Vec::new())), "[]");
     }
 
     #[test]
     fn a_text_that_needs_escapes_is_read_back_as_it_was() {
         let nasty = "\"}],\\ \u{1}\u{7f}\u{2028}\r\n\t😀\u{fffd}";
-        let mut messages = Messages::append_to(Vec::new());
-        messages.push(nasty, nasty);
-        let read: serde_json::Value = serde_json::from_str(&text(messages)).unwrap();
-        assert_eq!(read, serde_json::json!([{"role": nasty, "content": nasty}]));
+        let mut json = Vec::new();
+        push_json(&mut json, &[message(nasty, nasty)]);
+        let read: serde_json::Value = serde_json::from_slice(&json).unwrap();
+        assert_eq!(read, serde_json::json!({"role": nasty, "content": nasty}));
+    }
+
+    #[test]
+    fn only_before_a_reply_or_a_tools_result_a_conversation_cannot_be_cut() {
+        let may_begin = |role: &str| message(role, "").role.may_begin_a_context();
+        assert!(
+            ["user", "system", "Tool", "narrator"]
+                .into_iter()
+                .all(may_begin)
+        );
+        assert!(!["assistant", "tool"].into_iter().any(may_begin));
+    }
+
+    #[test]
+    fn a_context_says_what_is_sent_and_whether_that_is_all() {
+        let mut context = Context {
+            turns: 12,
+            bytes: 18_211,
+            is_cut: false,
+        };
+        assert_eq!(context.to_string(), "turns=12/12, bytes=18211");
+        context.is_cut = true;
+        assert_eq!(context.to_string(), "turns=12/12+, bytes=18211");
     }
 }

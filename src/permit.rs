@@ -1,4 +1,8 @@
-//! How many turns this instance runs: while it is full, the host sends further requests to another one.
+//! What this instance has room for: a number of turns, and a number of bytes of the conversations that they
+//! send to Ollama.
+//!
+//! While its turns are as many as may run, the host sends further requests to another instance. A conversation
+//! for which there is no room is read later.
 
 use std::cell::Cell;
 
@@ -52,9 +56,86 @@ impl Drop for Permit {
     }
 }
 
+/// Bytes of conversations that wait to be sent to Ollama.
+const CONVERSATIONS_BYTES: usize = 32 * 1024 * 1024;
+
+/// The bytes that are taken.
+#[derive(Debug, Default)]
+struct Bytes(Cell<usize>);
+
+impl Bytes {
+    /// Takes some more, if there is room for them; one conversation always has room.
+    fn take(&self, bytes: usize) -> bool {
+        let taken = self.0.get();
+        let fits = taken == 0 || taken.saturating_add(bytes) <= CONVERSATIONS_BYTES;
+        if fits {
+            self.0.set(taken.saturating_add(bytes));
+        }
+        fits
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.0.set(self.0.get().saturating_sub(bytes));
+    }
+}
+
+thread_local! {
+    static CONVERSATIONS: Bytes = Bytes::default();
+}
+
+/// Room for the past of a conversation, given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Room(usize);
+
+impl Room {
+    /// Room for `bytes`, where there is any at present.
+    pub(crate) fn take(bytes: usize) -> Option<Self> {
+        CONVERSATIONS
+            .with(|taken| taken.take(bytes))
+            .then_some(Self(bytes))
+    }
+
+    /// Takes note of the bytes that are really needed.
+    pub(crate) fn resize(&mut self, bytes: usize) {
+        CONVERSATIONS.with(|taken| {
+            taken.give_back(self.0);
+            taken.0.set(taken.0.get().saturating_add(bytes));
+        });
+        self.0 = bytes;
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        CONVERSATIONS.with(|taken| taken.give_back(self.0));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn there_is_room_for_one_conversation_or_for_several_that_fit() {
+        let taken = Bytes::default();
+        assert!(taken.take(2 * CONVERSATIONS_BYTES));
+        assert!(!taken.take(1));
+        taken.give_back(2 * CONVERSATIONS_BYTES);
+        assert!(taken.take(CONVERSATIONS_BYTES - 1));
+        assert!(taken.take(1));
+        assert!(!taken.take(1));
+    }
+
+    #[test]
+    fn room_is_given_back_at_its_latest_size() {
+        let mut room = Room::take(CONVERSATIONS_BYTES).unwrap();
+        assert!(Room::take(1).is_none());
+        room.resize(1);
+        let other = Room::take(CONVERSATIONS_BYTES - 1).unwrap();
+        assert!(Room::take(1).is_none());
+        drop((room, other));
+        assert!(Room::take(CONVERSATIONS_BYTES).is_some());
+    }
 
     #[test]
     fn backpressure_is_on_from_the_last_permit_until_one_is_given_back() {

@@ -6,6 +6,7 @@
 //! | limit | value | refusal |
 //! | --- | --- | --- |
 //! | bytes of the body | [`Limits::body_bytes`] | [`InvalidRequest::TooLarge`] |
+//! | bytes of what the model is sent | [`Limits::history_bytes`] | [`InvalidRequest::ContextTooLarge`] |
 //! | number of messages | [`Limits::messages`] | names `messages` |
 //! | characters of `appID` | 1 to [`APP_ID_MAX_CHARS`](crate::conversation::APP_ID_MAX_CHARS) | names `appID` |
 //! | characters of a role | 1 to [`ROLE_MAX_CHARS`](crate::conversation::ROLE_MAX_CHARS) | names `messages[i].role` |
@@ -29,6 +30,8 @@ pub struct Limits {
     pub body_bytes: usize,
     /// Messages in `messages` (`max_messages`).
     pub messages: usize,
+    /// Bytes of contents and tools that a model is sent (`max_history_bytes`).
+    pub history_bytes: usize,
 }
 
 /// A valid request.
@@ -52,6 +55,14 @@ pub enum InvalidRequest {
     /// The body has more bytes than [`Limits::body_bytes`].
     #[error("The body is larger than {limit} bytes, the operator's limit (max_body_bytes).")]
     TooLarge {
+        /// The limit.
+        limit: usize,
+    },
+    /// What may not be left out has more bytes than [`Limits::history_bytes`].
+    #[error(
+        "The prompt, with the tools and with what it answers, is larger than the {limit} bytes that a model is sent (max_history_bytes)."
+    )]
+    ContextTooLarge {
         /// The limit.
         limit: usize,
     },
@@ -102,7 +113,25 @@ impl ChatRequest {
                 format_args!("{count} of them, the operator's limit is {limit} (max_messages)"),
             ));
         }
+        let limit = limits.history_bytes;
+        if request.bytes() > limit {
+            return Err(InvalidRequest::ContextTooLarge { limit });
+        }
         Ok(request)
+    }
+
+    /// The bytes of its contents and tools.
+    pub fn bytes(&self) -> usize {
+        let contents = self.messages.iter().map(|it| it.content.as_str().len());
+        let tools = self.fields.iter().filter(|(name, _)| name == "tools");
+        contents.sum::<usize>() + tools.map(|(_, tools)| tools.get().len()).sum::<usize>()
+    }
+
+    /// Whether the past may be left out: where the prompt begins with a reply or a tool's result, or is empty, it
+    /// belongs to what precedes it.
+    pub fn stands_alone(&self) -> bool {
+        let first = self.messages.first();
+        first.is_some_and(|message| message.role.may_begin_a_context())
     }
 }
 
@@ -260,6 +289,7 @@ mod tests {
     const LIMITS: Limits = Limits {
         body_bytes: 1 << 20,
         messages: 3,
+        history_bytes: 1000,
     };
 
     fn parse(body: &str) -> Result<ChatRequest, InvalidRequest> {

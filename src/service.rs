@@ -80,7 +80,7 @@ async fn prompt(request: Request, config: Rc<Config>) -> Result<Response, Reject
     drop(body);
     let store = Database::open(config.database_url.as_deref());
     let turn = Turn::begin(request, store, config, &mut ticker, permit).await?;
-    let (response, client) = client::event_stream();
+    let (response, client) = client::event_stream(&turn.context().to_string());
     spawn(turn.run(client, ticker));
     Ok(response)
 }
@@ -105,6 +105,7 @@ impl From<InvalidVariable> for Rejection {
 impl From<InvalidRequest> for Rejection {
     fn from(invalid: InvalidRequest) -> Self {
         let code = match invalid {
+            InvalidRequest::ContextTooLarge { .. } => RefusalCode::ContextTooLarge,
             InvalidRequest::TooLarge { .. } => RefusalCode::TooLarge,
             InvalidRequest::Malformed(_) => RefusalCode::InvalidRequest,
         };
@@ -124,6 +125,7 @@ impl From<NotBegun> for Rejection {
                 "nothing to send: the array is empty, and so is the conversation",
             )
             .into(),
+            NotBegun::TooLarge { limit } => InvalidRequest::ContextTooLarge { limit }.into(),
             NotBegun::Store(error) => error.into(),
         }
     }

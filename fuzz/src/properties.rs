@@ -18,7 +18,7 @@ use eventsource_stream::Eventsource;
 use futures_util::{FutureExt, StreamExt};
 use llmchat::conversation::{APP_ID_MAX_CHARS, ROLE_MAX_CHARS, ReplyStatus};
 use llmchat::error::Rejection;
-use llmchat::ollama::body;
+use llmchat::ollama::body::Body;
 use llmchat::reply::ndjson::{Line, LineSplitter};
 use llmchat::reply::sse::{self, ErrorData};
 use llmchat::reply::transcode::Transcoder;
@@ -35,6 +35,7 @@ const SHORT: usize = 512;
 const LIMITS: Limits = Limits {
     body_bytes: LARGE,
     messages: 100,
+    history_bytes: LARGE,
 };
 
 /// The splitter: lines do not depend on how the input is cut, equal those of a plain split, and none
@@ -302,11 +303,9 @@ pub fn request(input: &[u8]) {
         serde_json::from_str::<Value>(value.get()).unwrap();
     }
 
-    let mut messages = body::begin(&request.model);
-    for message in &request.messages {
-        messages.push(message.role.as_str(), message.content.as_str());
-    }
-    let body = body::finish(messages, request.stream, &request.fields);
+    let (prompt, fields) = (&request.messages, &request.fields);
+    let body = Body::new(&request.model, prompt, request.stream, fields);
+    let body = body.into_pieces().concat();
     let for_ollama: Value = serde_json::from_slice(&body).unwrap();
     assert_eq!(for_ollama["model"], request.model);
     assert_eq!(for_ollama["stream"], request.stream);

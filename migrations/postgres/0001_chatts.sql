@@ -43,8 +43,5 @@ BEGIN
     ) THEN
         CREATE UNIQUE INDEX IF NOT EXISTS chatts_row ON chatts (id) WHERE turn_id IS NOT NULL;
     END IF;
-
-    CREATE INDEX IF NOT EXISTS chatts_conversation
-        ON chatts (appid, coalesce(turn_start, time), turn_id, seq);
 END
 $$;

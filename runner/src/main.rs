@@ -10,9 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
-use llmchat_host::{
-    Host, InstanceLimits, Manifest, Options, Output, Program, Variables, runtime,
-};
+use llmchat_host::{Host, InstanceLimits, Manifest, Options, Output, Program, Variables, runtime};
 
 mod banner;
 mod cli;

@@ -27,12 +27,13 @@ pub(crate) fn rejection(rejection: &Rejection) -> Response {
     response
 }
 
-/// The head of an event stream, and the end that events are written to.
-pub(crate) fn event_stream() -> (Response, EventStream) {
+/// The head of an event stream, and the end that events are written to. `context` is what the model is sent.
+pub(crate) fn event_stream(context: &str) -> (Response, EventStream) {
     let headers = [
         ("content-type", "text/event-stream"),
         ("cache-control", "no-cache"),
         ("x-accel-buffering", "no"),
+        ("x-context", context),
     ];
     let (writer, reader) = wit_stream::new();
     let (end, trailers) = wit_future::new(|| Err(ErrorCode::ConnectionTerminated));

@@ -1,30 +1,78 @@
-//! The body of a chat request, around the messages of a conversation.
+//! The body of a chat request: the client's fields, and the messages of a conversation in their midst.
 
 use serde_json::value::RawValue;
 
-use crate::conversation::Messages;
+use crate::conversation::{Message, push_json};
 
-/// Begins the body of a `POST /api/chat`: the model, and the array for the messages.
-pub fn begin(model: &str) -> Messages {
-    let mut json = br#"{"model":"#.to_vec();
-    push_str(&mut json, model);
-    json.extend_from_slice(br#","messages":"#);
-    Messages::append_to(json)
+/// A past of more bytes is sent from where it is; a smaller one is copied, to be sent in one write with the rest.
+const COPIED_AT_MOST: usize = 64 * 1024;
+
+/// The body of a `POST /api/chat`, of which the past may still be missing.
+#[derive(Debug)]
+pub struct Body {
+    head: Vec<u8>,
+    /// Messages as JSON objects with commas in between.
+    past: Vec<u8>,
+    /// The prompt, after a comma, and what follows.
+    tail: Vec<u8>,
+    has_prompt: bool,
 }
 
-/// Completes a body that [`begin`] began, with the client's own fields as they were sent.
-pub fn finish(messages: Messages, stream: bool, fields: &[(String, Box<RawValue>)]) -> Vec<u8> {
-    let mut json = messages.finish();
-    json.extend_from_slice(br#","stream":"#);
-    json.extend_from_slice(if stream { b"true" } else { b"false" });
-    for (name, value) in fields {
-        json.push(b',');
-        push_str(&mut json, name);
-        json.push(b':');
-        json.extend_from_slice(value.get().as_bytes());
+impl Body {
+    /// A body with the client's own fields as they were sent, and no past yet.
+    pub fn new<'a>(
+        model: &str,
+        prompt: impl IntoIterator<Item = &'a Message>,
+        stream: bool,
+        fields: &[(String, Box<RawValue>)],
+    ) -> Self {
+        let mut head = br#"{"model":"#.to_vec();
+        push_str(&mut head, model);
+        head.extend_from_slice(br#","messages":["#);
+        let mut tail = b",".to_vec();
+        push_json(&mut tail, prompt);
+        let has_prompt = tail.len() > 1;
+        tail.extend_from_slice(br#"],"stream":"#);
+        tail.extend_from_slice(if stream { b"true" } else { b"false" });
+        for (name, value) in fields {
+            tail.push(b',');
+            push_str(&mut tail, name);
+            tail.push(b':');
+            tail.extend_from_slice(value.get().as_bytes());
+        }
+        tail.push(b'}');
+        Self {
+            head,
+            past: Vec::new(),
+            tail,
+            has_prompt,
+        }
     }
-    json.push(b'}');
-    json
+
+    /// The same with the messages that precede the prompt.
+    pub fn with_past(mut self, past: String) -> Self {
+        self.past = past.into_bytes();
+        self
+    }
+
+    /// Whether there is no message.
+    pub fn is_empty(&self) -> bool {
+        self.past.is_empty() && !self.has_prompt
+    }
+
+    /// The body in one or a few pieces, to be written one after the other.
+    pub fn into_pieces(mut self) -> Vec<Vec<u8>> {
+        if self.past.is_empty() || !self.has_prompt {
+            // There are no two messages for the comma to be between.
+            self.tail.remove(0);
+        }
+        if self.past.len() > COPIED_AT_MOST {
+            return vec![self.head, self.past, self.tail];
+        }
+        self.head.extend_from_slice(&self.past);
+        self.head.extend_from_slice(&self.tail);
+        vec![self.head]
+    }
 }
 
 fn push_str(json: &mut Vec<u8>, text: &str) {
@@ -36,15 +84,54 @@ fn push_str(json: &mut Vec<u8>, text: &str) {
 mod tests {
     use super::*;
 
+    fn message(content: &str) -> Message {
+        Message {
+            role: "user".to_owned().try_into().unwrap(),
+            content: content.to_owned().try_into().unwrap(),
+        }
+    }
+
     #[test]
     fn a_body_is_the_model_the_messages_and_the_clients_fields() {
-        let mut messages = begin("llama\"3");
-        messages.push("user", "hi");
         let options = serde_json::from_str(r#"{ "seed" : 1e2 }"#).unwrap();
-        let body = finish(messages, false, &[("options".into(), options)]);
-        assert_eq!(
-            String::from_utf8(body).unwrap(),
-            r#"{"model":"llama\"3","messages":[{"role":"user","content":"hi"}],"stream":false,"options":{ "seed" : 1e2 }}"#
+        let fields = [("options".to_owned(), options)];
+        let past = r#"{"role":"user","content":"a"}"#;
+        let hi = r#"{"role":"user","content":"hi"}"#;
+        for (past, prompt, messages) in [
+            ("", &[message("hi")][..], hi.to_owned()),
+            (past, &[message("hi")], format!("{past},{hi}")),
+            (past, &[], past.to_owned()),
+            ("", &[], String::new()),
+        ] {
+            let body = Body::new("llama\"3", prompt, false, &fields).with_past(past.into());
+            assert_eq!(body.is_empty(), messages.is_empty());
+            let pieces = body.into_pieces();
+            assert_eq!(pieces.len(), 1);
+            assert_eq!(
+                String::from_utf8(pieces.concat()).unwrap(),
+                format!(
+                    r#"{{"model":"llama\"3","messages":[{messages}],"stream":false,"options":{{ "seed" : 1e2 }}}}"#
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn a_large_past_is_not_copied() {
+        let past = format!(
+            r#"{{"role":"user","content":"{}"}}"#,
+            "x".repeat(COPIED_AT_MOST)
         );
+        let (address, text) = (past.as_ptr(), past.clone());
+        let pieces = Body::new("m", &[message("hi")], true, &[])
+            .with_past(past)
+            .into_pieces();
+        assert_eq!(pieces[1].as_ptr(), address);
+        let body: serde_json::Value = serde_json::from_slice(&pieces.concat()).unwrap();
+        assert_eq!(
+            body["messages"][0],
+            serde_json::from_str::<serde_json::Value>(&text).unwrap()
+        );
+        assert_eq!(body["messages"][1]["content"], "hi");
     }
 }

@@ -15,6 +15,8 @@ use crate::clock::nanoseconds;
 use crate::config::{OllamaUrl, Timeouts};
 use crate::error::{Code, RelayError};
 use crate::http::fields;
+use crate::ollama::body::Body;
+use crate::permit::Room;
 
 /// Ollama's answer, its body still to be read: WASI's in the component, a scripted one in unit tests.
 /// Dropping it closes the connection, which makes Ollama stop generating.
@@ -66,13 +68,14 @@ impl Answer for Received {
     }
 }
 
-/// Sends a chat request.
+/// Sends a chat request. `room` is given back once the body is sent.
 pub(crate) async fn send(
     url: &OllamaUrl,
-    body: Vec<u8>,
+    body: Body,
+    room: Option<Room>,
     timeouts: &Timeouts,
 ) -> Result<impl Answer + use<>, RelayError> {
-    let response = client::send(request(url, body, timeouts))
+    let response = client::send(request(url, body, room, timeouts))
         .await
         .map_err(failed)?;
     let status = StatusCode::from_u16(response.get_status_code());
@@ -87,10 +90,12 @@ pub(crate) async fn send(
 }
 
 /// Has only the headers that the call needs: a loopback-bound Ollama refuses a foreign `Host` or `Origin`.
-fn request(url: &OllamaUrl, body: Vec<u8>, timeouts: &Timeouts) -> Request {
+fn request(url: &OllamaUrl, body: Body, room: Option<Room>, timeouts: &Timeouts) -> Request {
+    let body = body.into_pieces();
+    let length: usize = body.iter().map(Vec::len).sum();
     let headers = fields(&[
         ("content-type", "application/json"),
-        ("content-length", &body.len().to_string()),
+        ("content-length", &length.to_string()),
     ]);
 
     let options = RequestOptions::new();
@@ -114,7 +119,12 @@ fn request(url: &OllamaUrl, body: Vec<u8>, timeouts: &Timeouts) -> Request {
     let _ = request.set_path_with_query(Some("/api/chat"));
     // In a task of its own, since Ollama may answer before it has read everything.
     spawn(async move {
-        writer.write_all(body).await;
+        for piece in body {
+            if !writer.write_all(piece).await.is_empty() {
+                break;
+            }
+        }
+        drop(room);
     });
     request
 }

@@ -23,7 +23,7 @@ pub(crate) enum Kind {
     /// A value does not fit into its column (an older table's may be narrower).
     #[error("a value was refused")]
     Refused,
-    /// The result is larger than the host hands out: it can be read row by row instead.
+    /// What precedes a prompt is larger than the host hands out at once.
     #[error("the result is too large")]
     TooLarge,
     /// The table or the configuration cannot be used as it is. `why` says what to do, and may be told to
@@ -72,7 +72,10 @@ impl StoreError {
             Kind::Unavailable | Kind::ReadOnly => {
                 "The database cannot be reached or does not answer: try again later."
             }
-            Kind::Schema | Kind::Refused | Kind::TooLarge | Kind::Failed => {
+            Kind::TooLarge => {
+                "The conversation is larger than the host reads at once: the operator has to lower `max_history_bytes`."
+            }
+            Kind::Schema | Kind::Refused | Kind::Failed => {
                 "The database failed: the server's log says why."
             }
         }

@@ -16,14 +16,13 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use crate::clock::Ticker;
-use crate::conversation::{AppId, Message, Messages, ReplyStatus};
+use crate::conversation::{AppId, Context, Message, ReplyStatus};
 use crate::ids::Ids;
 use postgres::Postgres;
 use retry::Bounds;
 use sqlite::Sqlite;
 
 mod error;
-mod history;
 mod phrases;
 mod postgres;
 mod retry;
@@ -33,12 +32,15 @@ mod sqlite;
 
 pub(crate) use error::{Kind, StoreError};
 
+/// Messages of the past that a model is sent at most, however short they are: each takes some of the bytes that
+/// are sent, and some tokens of the model's window.
+const PAST_MESSAGES_MAX: i64 = 65_536;
+
 /// A turn to begin.
 #[derive(Debug)]
 pub(crate) struct NewTurn {
-    /// The turn's id, a UUID v7.
-    pub(crate) id: Uuid,
-    pub(crate) app_id: AppId,
+    /// What precedes the prompt.
+    pub(crate) window: Window,
     /// The prompt's messages, each with the id of its row.
     pub(crate) prompt: Vec<(Uuid, Message)>,
     /// How long the turn holds its conversation unless the lease is renewed; `None` where turns may
@@ -46,33 +48,80 @@ pub(crate) struct NewTurn {
     pub(crate) lease: Option<Duration>,
 }
 
+/// What precedes a prompt: as much of its conversation as fits.
+#[derive(Debug, Clone)]
+pub(crate) struct Window {
+    /// The turn's id, a UUID v7.
+    pub(crate) turn: Uuid,
+    pub(crate) app_id: AppId,
+    /// Bytes of the prompt.
+    pub(crate) prompt_bytes: usize,
+    /// Whether all that precedes the prompt may be left out.
+    pub(crate) stands_alone: bool,
+    /// Bytes that a model is sent, the prompt's included.
+    pub(crate) max_bytes: usize,
+}
+
 impl NewTurn {
     /// A turn with the next of `ids`.
     pub(crate) fn new(
         ids: &mut Ids,
-        app_id: AppId,
-        messages: Vec<Message>,
+        window: Window,
+        prompt: Vec<Message>,
         lease: Option<Duration>,
     ) -> Self {
+        let prompt = prompt.into_iter().map(|message| (ids.take(), message));
         Self {
-            id: ids.take(),
-            app_id,
-            prompt: messages
-                .into_iter()
-                .map(|message| (ids.take(), message))
-                .collect(),
+            window,
+            prompt: prompt.collect(),
             lease,
         }
     }
 }
 
 /// Whether a turn began.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Begun {
     /// The prompt is stored.
-    Started(TurnStart),
+    Started(Started),
     /// Another turn holds the conversation's lease; nothing is stored.
     Busy,
+    /// What may not be left out is more than the model is sent; nothing is stored.
+    TooLarge,
+}
+
+/// A turn that has begun.
+#[derive(Debug)]
+pub(crate) struct Started {
+    pub(crate) start: TurnStart,
+    pub(crate) context: Context,
+    /// What precedes the prompt, as JSON objects with commas in between. `None` where it is larger than was
+    /// asked for: [`Database::read_past`] returns it.
+    pub(crate) past: Option<String>,
+}
+
+impl Started {
+    /// From the columns of either database. `None` where `bytes` is: what may not be left out does not fit.
+    fn new(
+        window: &Window,
+        start: i64,
+        turns: i64,
+        bytes: Option<i64>,
+        is_cut: bool,
+        past: Option<String>,
+    ) -> Option<Self> {
+        let bytes = u64::try_from(bytes?).unwrap_or_default();
+        let nothing = || (bytes <= window.prompt_bytes as u64 && turns <= 1).then(String::new);
+        Some(Self {
+            start: TurnStart(start),
+            context: Context {
+                turns: u64::try_from(turns).unwrap_or_default(),
+                bytes,
+                is_cut,
+            },
+            past: past.or_else(nothing),
+        })
+    }
 }
 
 /// When a turn began, by the database's clock: microseconds since the Unix epoch. Later than the start of
@@ -156,13 +205,22 @@ impl Database {
         call!(self, migrate())
     }
 
-    /// Stores the prompt and appends the whole conversation, the prompt last, to `messages`.
+    /// Stores the prompt, and reads what precedes it if that has at most `at_once` bytes.
     pub(crate) async fn begin_turn(
         &self,
         turn: &NewTurn,
-        messages: &mut Messages,
+        at_once: usize,
     ) -> Result<Begun, StoreError> {
-        call!(self, begin_turn(turn, messages))
+        call!(self, begin_turn(turn, at_once))
+    }
+
+    /// Reads what precedes a turn that has begun.
+    pub(crate) async fn read_past(
+        &self,
+        window: &Window,
+        start: TurnStart,
+    ) -> Result<String, StoreError> {
+        call!(self, read_past(window, start))
     }
 
     /// Stores the reply in its place in the conversation. Whether this has ended the turn's lease, too.
@@ -189,4 +247,9 @@ impl Database {
 /// A duration as both databases count it.
 fn microseconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// A number of bytes as both databases count it.
+fn bytes(bytes: usize) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
 }

@@ -78,6 +78,7 @@ pub(super) const INVALID_VALUE: &[&str] = &[
 pub(super) const SQLITE_SCHEMA: &[&str] = &[
     "no such table",
     "no such column",
+    "no such index",
     "has no column named",
     "ON CONFLICT clause does not match",
     // Its check says what to do.

@@ -1,6 +1,7 @@
 //! A stored turn from its prompt to its reply: order and policy.
 //!
-//! 1. **Begin**: the prompt is stored and the conversation read, in one step. Where the operator wants one
+//! 1. **Begin**: the prompt is stored and what fits of the conversation read, in one step (unless that is large
+//!    and there is no room for it: then it is read later). Where the operator wants one
 //!    turn at a time in a conversation and another is running, nothing is stored. A turn that has begun is
 //!    answered by a stream, and from then on every failure is reported in it.
 //! 2. **Relay**: Ollama is sent the conversation, and its lines reach the client as they arrive
@@ -18,22 +19,28 @@ use uuid::Uuid;
 
 use crate::clock::{self, Ticker};
 use crate::config::Config;
-use crate::conversation::{AppId, ReplyStatus};
+use crate::conversation::{Context, ReplyStatus};
 use crate::error::{Code, RelayError};
 use crate::http::EventStream;
 use crate::ids::Ids;
 use crate::log;
-use crate::ollama::{body, call};
-use crate::permit::Permit;
+use crate::ollama::body::Body;
+use crate::ollama::call;
+use crate::permit::{Permit, Room};
 use crate::reply::{Last, Outcome, Pipeline};
 use crate::request::ChatRequest;
-use crate::store::{Begun, Database, NewTurn, Reply, StoreError, TurnStart};
+use crate::store::{Begun, Database, NewTurn, Reply, Started, StoreError, TurnStart, Window};
 
 mod lease;
 mod relay;
+mod sending;
 
 use lease::Lease;
 use relay::Relay;
+use sending::Sending;
+
+/// Bytes of a past that is read where there is no room at present.
+const SMALL: usize = 64 * 1024;
 
 /// Why a turn did not begin. Nothing was sent to Ollama.
 #[derive(Debug, Error)]
@@ -44,6 +51,12 @@ pub(crate) enum NotBegun {
     /// Neither the prompt nor the conversation has a message.
     #[error("there is nothing to send")]
     Empty,
+    /// What may not be left out is more than the model is sent.
+    #[error("the context is too large")]
+    TooLarge {
+        /// Bytes that the model is sent.
+        limit: usize,
+    },
     /// The prompt could not be stored.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -51,12 +64,12 @@ pub(crate) enum NotBegun {
 
 /// A turn whose prompt is stored.
 pub(crate) struct Turn {
-    id: Uuid,
+    window: Window,
     reply_id: Uuid,
-    app_id: AppId,
     start: TurnStart,
+    context: Context,
     /// What Ollama is to be sent.
-    body: Vec<u8>,
+    sending: Option<Sending>,
     store: Database,
     /// Where turns of a conversation may not overlap.
     lease: Option<Lease>,
@@ -67,31 +80,35 @@ pub(crate) struct Turn {
 impl Turn {
     /// Stores the prompt and reads the conversation.
     pub(crate) async fn begin(
-        request: ChatRequest,
+        mut request: ChatRequest,
         store: Database,
         config: Rc<Config>,
         ticker: &mut Ticker,
         permit: Permit,
     ) -> Result<Self, NotBegun> {
         let mut ids = Ids::draw();
-        let new = NewTurn::new(&mut ids, request.app_id, request.messages, config.lease);
-        let mut messages = body::begin(&request.model);
+        let max_bytes = config.limits.history_bytes;
+        let window = Window {
+            turn: ids.take(),
+            app_id: request.app_id.clone(),
+            prompt_bytes: request.bytes(),
+            stands_alone: request.stands_alone(),
+            max_bytes,
+        };
+        let prompt = std::mem::take(&mut request.messages);
+        let new = NewTurn::new(&mut ids, window, prompt, config.lease);
         let lease = config.lease.map(|length| Lease {
             store: store.clone(),
-            app_id: new.app_id.clone(),
-            turn: new.id,
+            app_id: request.app_id,
+            turn: new.window.turn,
             length,
         });
+        let room = Room::take(max_bytes);
+        let at_once = if room.is_some() { max_bytes } else { SMALL };
         let limit = config.timeouts.database;
-        let begun = store
-            .retry(ticker, limit, async |store| {
-                messages.clear();
-                store.begin_turn(&new, &mut messages).await
-            })
-            .await;
-        let start = match begun {
-            Ok(Begun::Started(start)) => start,
-            Ok(Begun::Busy) => return Err(NotBegun::Busy),
+        let begin = async |store: &Database| store.begin_turn(&new, at_once).await;
+        let begun = match store.retry(ticker, limit, begin).await {
+            Ok(begun) => begun,
             Err(error) => {
                 // It may have been taken before something failed.
                 if let Some(lease) = lease {
@@ -100,23 +117,41 @@ impl Turn {
                 return Err(error.into());
             }
         };
-        if messages.is_empty() {
-            if let Some(lease) = lease {
-                lease.end().await;
+        let prompt = new.prompt.iter().map(|(_, message)| message);
+        let body = Body::new(&request.model, prompt, request.stream, &request.fields);
+        let refused = match begun {
+            Begun::Busy => return Err(NotBegun::Busy),
+            Begun::TooLarge => NotBegun::TooLarge { limit: max_bytes },
+            Begun::Started(Started {
+                past: Some(past), ..
+            }) if past.is_empty() && body.is_empty() => NotBegun::Empty,
+            Begun::Started(Started {
+                start,
+                context,
+                past,
+            }) => {
+                return Ok(Self {
+                    window: new.window,
+                    reply_id: ids.take(),
+                    start,
+                    context,
+                    sending: Some(Sending::new(body, past, room)),
+                    store,
+                    lease,
+                    config,
+                    _permit: permit,
+                });
             }
-            return Err(NotBegun::Empty);
+        };
+        if let Some(lease) = lease {
+            lease.end().await;
         }
-        Ok(Self {
-            id: new.id,
-            reply_id: ids.take(),
-            app_id: new.app_id,
-            start,
-            body: body::finish(messages, request.stream, &request.fields),
-            store,
-            lease,
-            config,
-            _permit: permit,
-        })
+        Err(refused)
+    }
+
+    /// What the model is sent of the conversation.
+    pub(crate) fn context(&self) -> Context {
+        self.context
     }
 
     /// Runs the turn to its end.
@@ -135,8 +170,19 @@ impl Turn {
             self.config.completion_whitespace,
         );
         let config = self.config.clone();
-        let body = std::mem::take(&mut self.body);
-        let sending = call::send(&config.ollama_url, body, &config.timeouts);
+        let sending = self.sending.take();
+        let sending = async {
+            let (body, room) = match sending {
+                Some(sending) => sending.complete(&self).await?,
+                None => {
+                    return Err(RelayError::new(
+                        Code::OllamaBrokeOff,
+                        "the turn was run before",
+                    ));
+                }
+            };
+            call::send(&config.ollama_url, body, room, &config.timeouts).await
+        };
         let end = relay.run(&mut pipeline, sending).await;
         let Outcome { reply, last } = pipeline.end(end);
         if let Last::Error(error) = &last {
@@ -167,9 +213,9 @@ impl Turn {
             Some((text, status)) => {
                 let reply = Reply {
                     id: self.reply_id,
-                    turn: self.id,
+                    turn: self.window.turn,
                     start: self.start,
-                    app_id: self.app_id.clone(),
+                    app_id: self.window.app_id.clone(),
                     text,
                     status,
                     leased: self.lease.is_some(),
@@ -188,6 +234,6 @@ impl Turn {
     }
 
     fn log(&self, error: &impl fmt::Display) {
-        log::line(format_args!("turn {}: {error}", self.id));
+        log::line(format_args!("turn {}: {error}", self.window.turn));
     }
 }

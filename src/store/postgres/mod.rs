@@ -8,9 +8,11 @@ use std::time::Duration;
 use spin_sdk::pg::{Connection, DbValue, ParameterValue};
 use uuid::Uuid;
 
-use super::history::{self, History};
-use super::{Begun, Kind, NewTurn, Reply, StoreError, TurnStart, microseconds, rows, schema};
-use crate::conversation::{ASSISTANT, AppId, Message, Messages};
+use super::{
+    Begun, Kind, NewTurn, PAST_MESSAGES_MAX, Reply, Started, StoreError, TurnStart, Window,
+    microseconds, rows, schema,
+};
+use crate::conversation::{ASSISTANT, AppId, Message};
 
 mod error;
 mod url;
@@ -18,18 +20,10 @@ mod url;
 use error::classify;
 use url::DatabaseUrl;
 
-/// These two insert the prompt and return how many of its messages are new, the turn's start, and the
-/// earlier messages as JSON with commas in between, as they go into the request to the model: so a
-/// conversation of ten thousand messages is one value, not as many rows to be carried into the component.
-/// The outer `SELECT` sees the table as it was before the statement, without the prompt. The start of a
-/// turn is after all that the conversation had; `max` would say the same but takes longer to plan, which
-/// Spin does for every turn.
-const BEGIN_ONE: &str = include_str!("begin_one.sql");
+/// A call of the function `llmchat_begin_1`, which the migrations create: a connection keeps the plans of a
+/// function, while Spin has every statement planned anew.
 const BEGIN: &str = include_str!("begin.sql");
-
-/// For where the prompt is there already, since an earlier try was committed and its answer lost; where
-/// there is no prompt; and where the conversation is too large for one value.
-const READ: &str = include_str!("read.sql");
+const PAST: &str = include_str!("past.sql");
 
 /// A statement of its own: it may wait for the turn that holds the lease to store its reply, and what comes
 /// after must see that reply.
@@ -61,21 +55,69 @@ impl Postgres {
     pub(super) async fn begin_turn(
         &self,
         turn: &NewTurn,
-        messages: &mut Messages,
+        at_once: usize,
     ) -> Result<Begun, StoreError> {
         let connection = self.connect().await?;
+        let window = &turn.window;
         if let Some(lease) = turn.lease {
-            let parameters = [text(turn.app_id.as_str()), uuid(turn.id), integer(lease)];
+            let (app_id, turn) = (window.app_id.as_str(), window.turn);
+            let parameters = [text(app_id), uuid(turn), integer(lease)];
             let taken = connection.execute(LEASE, parameters).await;
             if taken.map_err(|error| classify(error, &self.url))? == 0 {
                 return Ok(Begun::Busy);
             }
         }
-        let start = match self.insert(&connection, turn, messages).await? {
-            Some(start) => start,
-            None => self.read(&connection, turn, messages).await?,
+        let column = |value: fn(&(Uuid, Message)) -> String| {
+            ParameterValue::ArrayStr(turn.prompt.iter().map(value).map(Some).collect())
         };
-        Ok(Begun::Started(start))
+        let parameters = vec![
+            text(window.app_id.as_str()),
+            uuid(window.turn),
+            column(|(_, message)| message.role.as_str().to_owned()),
+            column(|(_, message)| message.content.as_str().to_owned()),
+            column(|(id, _)| id.to_string()),
+            count(window.prompt_bytes),
+            ParameterValue::Boolean(window.stands_alone),
+            count(window.max_bytes),
+            ParameterValue::Int64(PAST_MESSAGES_MAX),
+            count(at_once),
+        ];
+        let row: [DbValue; 5] = self.row(&connection, BEGIN, parameters).await?;
+        let [
+            DbValue::Int64(start),
+            DbValue::Int64(turns),
+            size,
+            DbValue::Boolean(is_cut),
+            past,
+        ] = row
+        else {
+            return Err(StoreError::unexpected_row());
+        };
+        let size = match size {
+            DbValue::Int64(size) => Some(size),
+            _ => None,
+        };
+        let started = Started::new(window, start, turns, size, is_cut, to_text(past));
+        Ok(started.map_or(Begun::TooLarge, Begun::Started))
+    }
+
+    pub(super) async fn read_past(
+        &self,
+        window: &Window,
+        start: TurnStart,
+    ) -> Result<String, StoreError> {
+        let parameters = vec![
+            text(window.app_id.as_str()),
+            uuid(window.turn),
+            ParameterValue::Int64(start.0),
+            count(window.prompt_bytes),
+            ParameterValue::Boolean(window.stands_alone),
+            count(window.max_bytes),
+            ParameterValue::Int64(PAST_MESSAGES_MAX),
+        ];
+        let connection = self.connect().await?;
+        let [past] = self.row(&connection, PAST, parameters).await?;
+        Ok(to_text(past).unwrap_or_default())
     }
 
     pub(super) async fn commit_reply(&self, reply: &Reply) -> Result<bool, StoreError> {
@@ -133,102 +175,34 @@ impl Postgres {
         done.map(drop).map_err(|error| classify(error, &self.url))
     }
 
-    /// Runs a query and reads its rows to their end.
-    async fn query(
+    /// Runs a query and reads its rows to their end. Returns the only one.
+    async fn row<const N: usize>(
         &self,
         connection: &Connection,
         statement: &str,
         parameters: Vec<ParameterValue>,
-        take: impl FnMut(Vec<DbValue>) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<[DbValue; N], StoreError> {
         let result = connection.query(statement, parameters).await;
         let result = result.map_err(|error| classify(error, &self.url))?;
         let (_, rows, outcome) = result.into_inner();
-        rows::each(rows, take).await?;
-        // An error of the execution arrives here, after no rows.
-        outcome
-            .await
-            .map_err(|error| classify(error.into(), &self.url))
-    }
-
-    /// Stores the prompt. `None` where the conversation has to be read row by row.
-    async fn insert(
-        &self,
-        connection: &Connection,
-        turn: &NewTurn,
-        messages: &mut Messages,
-    ) -> Result<Option<TurnStart>, StoreError> {
-        let mut parameters = vec![text(turn.app_id.as_str()), uuid(turn.id)];
-        let statement = match turn.prompt.as_slice() {
-            [] => return Ok(None),
-            [(id, message)] => {
-                parameters.push(text(message.role.as_str()));
-                parameters.push(text(message.content.as_str()));
-                parameters.push(uuid(*id));
-                BEGIN_ONE
-            }
-            several => {
-                let column = |value: fn(&(Uuid, Message)) -> String| {
-                    ParameterValue::ArrayStr(several.iter().map(value).map(Some).collect())
-                };
-                parameters.push(column(|(_, message)| message.role.as_str().to_owned()));
-                parameters.push(column(|(_, message)| message.content.as_str().to_owned()));
-                parameters.push(column(|(id, _)| id.to_string()));
-                BEGIN
-            }
-        };
         let mut only = None;
-        let read = self.query(connection, statement, parameters, |row| {
+        rows::each(rows, |row| {
             only = Some(row);
-            Ok(())
-        });
-        match read.await {
-            // The prompt is stored.
-            Err(error) if error.kind == Kind::TooLarge => return Ok(None),
-            done => done?,
-        }
-        let row: Option<[DbValue; 3]> = only.and_then(|row| row.try_into().ok());
-        let (new, start, past) = match row {
-            Some([DbValue::Int64(new), start, DbValue::Str(past)]) => (new, start, past),
-            Some([DbValue::Int64(new), start, DbValue::DbNull]) => (new, start, String::new()),
-            _ => return Err(StoreError::unexpected_row()),
-        };
-        if i64::try_from(turn.prompt.len()) != Ok(new) {
-            return Ok(None);
-        }
-        let DbValue::Int64(start) = start else {
-            return Err(StoreError::unexpected_row());
-        };
-        history::whole(messages, &past, turn);
-        Ok(Some(TurnStart(start)))
-    }
-
-    /// Reads the conversation row by row.
-    async fn read(
-        &self,
-        connection: &Connection,
-        turn: &NewTurn,
-        messages: &mut Messages,
-    ) -> Result<TurnStart, StoreError> {
-        let mut history = History::new(messages, turn.prompt.len());
-        let parameters = vec![text(turn.app_id.as_str()), uuid(turn.id)];
-        self.query(connection, READ, parameters, |row| {
-            let [name, message, start]: [DbValue; 3] =
-                row.try_into().map_err(|_| StoreError::unexpected_row())?;
-            let message = match (&name, &message) {
-                (DbValue::Str(role), DbValue::Str(content)) => Some((&**role, &**content)),
-                (DbValue::DbNull, _) | (_, DbValue::DbNull) => None,
-                _ => return Err(StoreError::unexpected_row()),
-            };
-            let start = match start {
-                DbValue::Int64(start) => Some(start),
-                _ => None,
-            };
-            history.row(start, message);
             Ok(())
         })
         .await?;
-        history.end()?.ok_or_else(StoreError::unexpected_row)
+        // An error of the execution arrives here, after no rows.
+        let outcome = outcome.await;
+        outcome.map_err(|error| classify(error.into(), &self.url))?;
+        let only = only.and_then(|row: Vec<DbValue>| row.try_into().ok());
+        only.ok_or_else(StoreError::unexpected_row)
+    }
+}
+
+fn to_text(value: DbValue) -> Option<String> {
+    match value {
+        DbValue::Str(text) => Some(text),
+        _ => None,
     }
 }
 
@@ -242,4 +216,8 @@ fn uuid(id: Uuid) -> ParameterValue {
 
 fn integer(duration: Duration) -> ParameterValue {
     ParameterValue::Int64(microseconds(duration))
+}
+
+fn count(bytes: usize) -> ParameterValue {
+    ParameterValue::Int64(super::bytes(bytes))
 }

@@ -58,6 +58,21 @@ impl Call {
         outcome.await.map_err(classify)
     }
 
+    /// Runs a statement and returns its last row.
+    pub(super) async fn row(
+        &self,
+        statement: &str,
+        parameters: Vec<Value>,
+    ) -> Result<Option<Vec<Value>>, StoreError> {
+        let mut last = None;
+        self.query(statement, parameters, |row| {
+            last = Some(row);
+            Ok(())
+        })
+        .await?;
+        Ok(last)
+    }
+
     /// Runs a statement and returns the number of its rows.
     pub(super) async fn execute(
         &self,

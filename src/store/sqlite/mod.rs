@@ -1,35 +1,28 @@
 //! The adapter for SQLite, through `spin:sqlite`.
 //!
-//! SQLite has no writing CTE, but what an `INSERT` returns may be a query: so a turn begins with one
-//! statement here too.
+//! A turn begins with two statements, since a read of a large conversation must not hold the lock that all writers
+//! wait for.
 
 use std::time::Duration;
 
 use spin_sdk::sqlite::Value;
 use uuid::Uuid;
 
-use super::history::{self, History};
 use super::phrases::{self, contains};
-use super::{Begun, Kind, NewTurn, Reply, StoreError, TurnStart, microseconds, schema};
-use crate::conversation::{ASSISTANT, AppId, Messages};
+use super::{
+    Begun, Kind, NewTurn, PAST_MESSAGES_MAX, Reply, Started, StoreError, TurnStart, Window,
+    microseconds, schema,
+};
+use crate::conversation::{ASSISTANT, AppId};
 
 mod connection;
 mod error;
 
 use connection::Call;
 
-/// Inserts the prompt and returns the turn's start for each message that is new, and with the first of
-/// them the earlier messages as JSON with commas in between, as they go into the request to the model.
-/// Whether the new rows are visible already when that is gathered is undefined, so they are left out by
-/// their turn. The start of a turn is after all that the conversation had. A row of an older server has no
-/// turn and counts by its time; the index `chatts_conversation` is on the very expression for it.
-const BEGIN: &str = include_str!("begin.sql");
-
-/// For where the prompt is there already, since an earlier try was committed and its answer lost, and where
-/// the conversation is too large for one value.
-const READ: &str = include_str!("read.sql");
-const READ_WITHOUT_PROMPT: &str = include_str!("read_without_prompt.sql");
-
+const PAST: &str = include_str!("past.sql");
+const INSERT: &str = include_str!("insert.sql");
+const START: &str = include_str!("start.sql");
 const COMMIT: &str = include_str!("commit.sql");
 const LEASE: &str = include_str!("lease.sql");
 const RENEW_LEASE: &str = include_str!("renew_lease.sql");
@@ -43,24 +36,46 @@ impl Sqlite {
     pub(super) async fn begin_turn(
         &self,
         turn: &NewTurn,
-        messages: &mut Messages,
+        at_once: usize,
     ) -> Result<Begun, StoreError> {
         let call = Call::begin().await?;
+        let window = &turn.window;
         if let Some(lease) = turn.lease {
-            let parameters = vec![text(turn.app_id.as_str()), uuid(turn.id), integer(lease)];
+            let (app_id, turn) = (window.app_id.as_str(), window.turn);
+            let parameters = vec![text(app_id), uuid(turn), integer(lease)];
             if call.execute(LEASE, parameters).await? == 0 {
                 call.end();
                 return Ok(Begun::Busy);
             }
         }
-        let start = match insert(&call, turn, messages).await? {
-            Some(start) => {
-                call.end();
-                start
-            }
-            None => read(call, turn, messages).await?,
+        let past = past(&call, window, i64::MAX, at_once).await?;
+        let Some(mut started) = past else {
+            call.end();
+            return Ok(Begun::TooLarge);
         };
-        Ok(Begun::Started(start))
+        if !turn.prompt.is_empty() {
+            let (stored, at) = insert(&call, turn).await?;
+            started.start = at;
+            if stored < turn.prompt.len() {
+                // An earlier try has stored it, its answer lost: what began since is not its past.
+                let again = self::past(&call, window, at.0, at_once).await?;
+                started = again.ok_or_else(StoreError::unexpected_row)?;
+                started.start = at;
+            }
+        }
+        call.end();
+        Ok(Begun::Started(started))
+    }
+
+    pub(super) async fn read_past(
+        &self,
+        window: &Window,
+        start: TurnStart,
+    ) -> Result<String, StoreError> {
+        let call = Call::begin().await?;
+        let past = past(&call, window, start.0, usize::MAX).await?;
+        call.end();
+        Ok(past.and_then(|started| started.past).unwrap_or_default())
     }
 
     pub(super) async fn commit_reply(&self, reply: &Reply) -> Result<bool, StoreError> {
@@ -130,81 +145,74 @@ async fn execute(statement: &str, parameters: Vec<Value>) -> Result<(), StoreErr
     Ok(())
 }
 
-/// Stores the prompt. `None` where the conversation has to be read row by row.
-async fn insert(
+/// What precedes a prompt, of the turns that began before `before`. `None` where it does not fit.
+async fn past(
     call: &Call,
-    turn: &NewTurn,
-    messages: &mut Messages,
-) -> Result<Option<TurnStart>, StoreError> {
-    if turn.prompt.is_empty() {
-        return Ok(None);
-    }
+    window: &Window,
+    before: i64,
+    at_once: usize,
+) -> Result<Option<Started>, StoreError> {
+    let parameters = vec![
+        text(window.app_id.as_str()),
+        uuid(window.turn),
+        Value::Integer(before),
+        count(window.prompt_bytes),
+        Value::Integer(window.stands_alone.into()),
+        count(window.max_bytes),
+        Value::Integer(PAST_MESSAGES_MAX),
+        count(at_once),
+    ];
+    let row = call.row(PAST, parameters).await?;
+    let row: Option<[Value; 5]> = row.and_then(|row| row.try_into().ok());
+    let Some(
+        [
+            Value::Integer(start),
+            Value::Integer(turns),
+            size,
+            Value::Integer(is_cut),
+            past,
+        ],
+    ) = row
+    else {
+        return Err(StoreError::unexpected_row());
+    };
+    let past = match past {
+        Value::Text(past) => Some(past),
+        _ => None,
+    };
+    let size = to_integer(&size);
+    Ok(Started::new(window, start, turns, size, is_cut != 0, past))
+}
+
+/// Stores the prompt. Returns how many of its messages are new, and when the turn began.
+async fn insert(call: &Call, turn: &NewTurn) -> Result<(usize, TurnStart), StoreError> {
     let prompt = turn.prompt.iter().map(|(id, message)| {
         let (role, content) = (message.role.as_str(), message.content.as_str());
         (role, content, id.to_string())
     });
     // Serialising strings into memory cannot fail.
     let prompt = serde_json::to_string(&prompt.collect::<Vec<_>>()).unwrap_or_default();
+    let window = &turn.window;
     let parameters = vec![
-        text(turn.app_id.as_str()),
-        uuid(turn.id),
+        text(window.app_id.as_str()),
+        uuid(window.turn),
         Value::Text(prompt),
     ];
-    let (mut new, mut start, mut past) = (0, None, String::new());
-    let read = call.query(BEGIN, parameters, |row| {
-        let [at, before]: [Value; 2] = row.try_into().map_err(|_| StoreError::unexpected_row())?;
-        new += 1;
-        start = to_integer(&at);
-        match before {
-            Value::Text(before) => past = before,
-            Value::Null => {}
-            _ => return Err(StoreError::unexpected_row()),
-        }
-        Ok(())
-    });
-    match read.await {
-        // The prompt is stored.
-        Err(error) if error.kind == Kind::TooLarge => return Ok(None),
-        done => done?,
-    }
-    if new < turn.prompt.len() {
-        return Ok(None);
-    }
-    let start = start.ok_or_else(StoreError::unexpected_row)?;
-    history::whole(messages, &past, turn);
-    Ok(Some(TurnStart(start)))
-}
-
-/// Reads the conversation row by row.
-async fn read(
-    call: Call,
-    turn: &NewTurn,
-    messages: &mut Messages,
-) -> Result<TurnStart, StoreError> {
-    let mut parameters = vec![text(turn.app_id.as_str())];
-    let statement = if turn.prompt.is_empty() {
-        READ_WITHOUT_PROMPT
-    } else {
-        parameters.push(uuid(turn.id));
-        READ
-    };
-    let mut history = History::new(messages, turn.prompt.len());
-    call.query(statement, parameters, |row| {
-        let [name, message, start]: [Value; 3] =
-            row.try_into().map_err(|_| StoreError::unexpected_row())?;
-        let message = match (&name, &message) {
-            (Value::Text(role), Value::Text(content)) => Some((&**role, &**content)),
-            // Others may have stored what is no text, or nothing.
-            _ => None,
-        };
-        history.row(to_integer(&start), message);
+    let (mut stored, mut start) = (0, None);
+    call.query(INSERT, parameters, |row| {
+        stored += 1;
+        start = row.first().and_then(to_integer);
         Ok(())
     })
     .await?;
-    // The statement went well, whatever its rows say: the connection stays in use.
-    call.end();
-    // Neither a row nor a start: the conversation is empty, and so is the prompt.
-    Ok(history.end()?.unwrap_or(TurnStart(0)))
+    if start.is_none()
+        && let Some((id, _)) = turn.prompt.first()
+    {
+        let row = call.row(START, vec![uuid(*id), uuid(window.turn)]).await?;
+        start = row.and_then(|row| row.first().and_then(to_integer));
+    }
+    let start = start.ok_or_else(StoreError::unexpected_row)?;
+    Ok((stored, TurnStart(start)))
 }
 
 fn to_integer(value: &Value) -> Option<i64> {
@@ -224,4 +232,8 @@ fn uuid(id: Uuid) -> Value {
 
 fn integer(duration: Duration) -> Value {
     Value::Integer(microseconds(duration))
+}
+
+fn count(bytes: usize) -> Value {
+    Value::Integer(super::bytes(bytes))
 }
