@@ -1,6 +1,7 @@
 //! An outbound connection: plain or TLS, and who drives it. Knows nothing of what is allowed.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -33,7 +34,8 @@ pub(super) async fn connect(
     tls: Option<Arc<rustls::ClientConfig>>,
 ) -> Result<Connection, Error> {
     let host = host.trim_matches(['[', ']']);
-    let stream = connect_to_any(host, port).await.map_err(Error::Connect)?;
+    let addresses = lookup_host((host, port)).await.map_err(Error::Connect)?;
+    let stream = connect_to_any(addresses).await.map_err(Error::Connect)?;
     stream.set_nodelay(true).map_err(Error::Connect)?;
     let Some(config) = tls else {
         return handshake(Either::Left(stream)).await;
@@ -48,8 +50,7 @@ const NEXT_ADDRESS: Duration = Duration::from_millis(250);
 
 /// Connects to the first address of a name that answers: one that does not costs a moment, not the
 /// whole time limit.
-async fn connect_to_any(host: &str, port: u16) -> io::Result<TcpStream> {
-    let mut addresses = lookup_host((host, port)).await?;
+async fn connect_to_any(mut addresses: impl Iterator<Item = SocketAddr>) -> io::Result<TcpStream> {
     let mut trying = FuturesUnordered::new();
     let mut last = None;
     loop {
@@ -152,5 +153,46 @@ where
             }
             other => other,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::{TcpListener, TcpSocket};
+
+    /// A listener that takes no more connections, and those that fill it.
+    async fn silent() -> io::Result<(TcpListener, Vec<TcpStream>)> {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind(([127, 0, 0, 1], 0).into())?;
+        let listener = socket.listen(1)?;
+        let mut waiting = Vec::new();
+        while let Ok(connected) = timeout(
+            Duration::from_millis(200),
+            TcpStream::connect(listener.local_addr()?),
+        )
+        .await
+        {
+            waiting.push(connected?);
+        }
+        Ok((listener, waiting))
+    }
+
+    #[tokio::test]
+    async fn an_address_that_is_silent_or_refuses_costs_a_moment() -> io::Result<()> {
+        let (silent, _waiting) = silent().await?;
+        let refuses = TcpListener::bind("127.0.0.1:0").await?.local_addr()?;
+        let server = TcpListener::bind("127.0.0.1:0").await?;
+        let addresses = [silent.local_addr()?, refuses, server.local_addr()?];
+        let connecting = connect_to_any(addresses.into_iter());
+        let stream = timeout(Duration::from_secs(10), connecting).await??;
+        assert_eq!(stream.peer_addr()?, server.local_addr()?);
+
+        let refused = connect_to_any([refuses, refuses].into_iter()).await;
+        assert_eq!(
+            refused.map_err(|error| error.kind()).err(),
+            Some(io::ErrorKind::ConnectionRefused)
+        );
+        Ok(())
     }
 }

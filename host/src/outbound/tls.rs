@@ -216,3 +216,55 @@ impl ServerCertVerifier for Verifier {
         algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, date_time_ymd};
+
+    /// Whether a server with this certificate, which is the only root too, is trusted as `db`.
+    fn trusted(certificate: CertificateParams, names: bool) -> Result<bool> {
+        let certificate = certificate.self_signed(&KeyPair::generate()?)?;
+        let file = tempfile::NamedTempFile::new()?;
+        std::fs::write(file.path(), certificate.pem())?;
+        let Roots { store, given } = Roots::of(file.path())?;
+        let provider = Arc::new(ring::default_provider());
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider.clone());
+        let chain = Some(Chain {
+            verifier: verifier.build()?,
+            given,
+            names,
+        });
+        let verified = Verifier { chain, provider }.verify_server_cert(
+            certificate.der(),
+            &[],
+            &ServerName::try_from("db")?,
+            &[],
+            UnixTime::now(),
+        );
+        Ok(verified.is_ok())
+    }
+
+    #[test]
+    fn a_servers_own_certificate_can_be_the_root() -> Result<()> {
+        for ca in [
+            IsCa::NoCa,
+            IsCa::ExplicitNoCa,
+            IsCa::Ca(BasicConstraints::Unconstrained),
+        ] {
+            let certificate = |name: &str| -> Result<_> {
+                let mut certificate = CertificateParams::new([name.to_owned()])?;
+                certificate.is_ca = ca;
+                Ok(certificate)
+            };
+            assert!(trusted(certificate("db")?, true)?, "{ca:?}");
+            assert!(trusted(certificate("other")?, false)?, "{ca:?}");
+            assert!(!trusted(certificate("other")?, true)?, "{ca:?}");
+            let mut expired = certificate("db")?;
+            expired.not_after = date_time_ymd(2020, 1, 1);
+            assert!(!trusted(expired, false)?, "{ca:?}");
+        }
+        Ok(())
+    }
+}
