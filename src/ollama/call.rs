@@ -184,6 +184,12 @@ fn name(error: &ErrorCode) -> Cow<'static, str> {
             "its host name is not known".into()
         }
         ErrorCode::ConnectionTerminated => "connection closed".into(),
+        ErrorCode::TlsCertificateError => {
+            "its TLS certificate is not trusted: install its issuer's on llmchat's machine".into()
+        }
+        ErrorCode::TlsProtocolError | ErrorCode::TlsAlertReceived(_) => {
+            "no TLS connection comes about".into()
+        }
         ErrorCode::InternalError(_) => "connection failed".into(),
         error => format!("{error:?}").into(),
     }
@@ -205,6 +211,11 @@ mod tests {
                 ErrorCode::DestinationNotFound,
                 Code::OllamaUnreachable,
                 "(its host name is not known)",
+            ),
+            (
+                ErrorCode::TlsCertificateError,
+                Code::OllamaUnreachable,
+                "(its TLS certificate is not trusted: install",
             ),
             (
                 ErrorCode::ConnectionTimeout,
