@@ -38,6 +38,12 @@ pub async fn handle(request: Request) -> Response {
 }
 
 async fn answer(request: Request) -> Result<Response, Rejection> {
+    if !client::is_own(&request) {
+        return Err(Rejection::new(
+            RefusalCode::OriginRefused,
+            "A browser sent this for a page of another origin, which is not served. If the page is this server's own, a proxy in between changes `Host`: let it pass the one that the browser sent.",
+        ));
+    }
     let (method, path) = client::target(&request);
     let route = route(method, &path)?;
     let config = config::load().await?;

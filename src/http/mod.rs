@@ -7,6 +7,7 @@ use spin_sdk::wasip3::http::types::{Fields, Method as WasiMethod, Request};
 
 mod body;
 mod events;
+mod origin;
 mod response;
 
 pub(crate) use body::{BodyError, read_body};
@@ -22,6 +23,25 @@ pub(crate) fn target(request: &Request) -> (Option<Method>, String) {
         path.truncate(query);
     }
     (method(&request.get_method()), path)
+}
+
+/// Whether the request comes from no page, or from one of this server's own origin.
+pub(crate) fn is_own(request: &Request) -> bool {
+    let headers = request.get_headers();
+    let (origins, sites) = (headers.get("origin"), headers.get("sec-fetch-site"));
+    if origins.is_empty() && sites.is_empty() {
+        return true;
+    }
+    let authority = request.get_authority().or_else(|| {
+        let host = headers.get("host").into_iter().next()?;
+        String::from_utf8(host).ok()
+    });
+    origin::Provenance {
+        origins: &origins,
+        sites: &sites,
+        authority: authority.as_deref(),
+    }
+    .is_own()
 }
 
 /// A standard method; no route has any other.

@@ -9,6 +9,7 @@
 )]
 
 mod bad_input;
+mod browsers;
 mod busy;
 mod clients;
 mod conversation;
