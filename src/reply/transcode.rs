@@ -98,6 +98,8 @@ pub struct Transcoder {
     completion: Completion,
     /// The final line, once it has arrived.
     final_line: Option<String>,
+    /// Lines were left out, so the reply is not whole even if its final line came.
+    left_out: bool,
     /// The client was sent Ollama's own error: the end of the stream is not another one.
     error_sent: bool,
     /// A limit of ours that ended the reply.
@@ -114,6 +116,7 @@ impl Transcoder {
                 cap,
             },
             final_line: None,
+            left_out: false,
             error_sent: false,
             over_limit: None,
         }
@@ -125,6 +128,7 @@ impl Transcoder {
             Line::Whole(line) if line.trim_ascii().is_empty() => return None,
             Line::Whole(line) => line,
             Line::TooLong => {
+                self.left_out = true;
                 return Some(error(
                     Code::LineTooLong,
                     "Ollama sent a line over the operator's limit (max_line_bytes); it was left out",
@@ -145,7 +149,10 @@ impl Transcoder {
                 self.error_sent = true;
                 Some(error(Code::OllamaError, text))
             }
-            Err(not_a_chunk) => Some(error(Code::InvalidLine, not_a_chunk.text())),
+            Err(not_a_chunk) => {
+                self.left_out = true;
+                Some(error(Code::InvalidLine, not_a_chunk.text()))
+            }
         }
     }
 
@@ -156,8 +163,10 @@ impl Transcoder {
 
     /// Ends the reply: what to store, and what to send last.
     pub fn end(self, end: End) -> Outcome {
+        let is_whole = !self.left_out && !self.error_sent;
         let (status, last) = match (self.final_line, self.over_limit, end) {
-            (Some(line), _, _) => (ReplyStatus::Complete, Last::Done(line)),
+            (Some(line), _, _) if is_whole => (ReplyStatus::Complete, Last::Done(line)),
+            (Some(line), _, _) => (ReplyStatus::Partial, Last::Done(line)),
             (None, Some(error), _) => (ReplyStatus::Partial, Last::Error(error)),
             (None, None, _) if self.error_sent => (ReplyStatus::Partial, Last::Nothing),
             (None, None, End::Failed(error)) => (ReplyStatus::Partial, Last::Error(error)),
@@ -172,7 +181,8 @@ impl Transcoder {
         };
         let text = self.completion.text;
         Outcome {
-            reply: (!text.is_empty()).then_some((text, status)),
+            // White space alone says nothing, and a model that is shown it again tends to repeat it.
+            reply: (!text.trim().is_empty()).then_some((text, status)),
             last,
         }
     }
@@ -264,6 +274,38 @@ mod tests {
                 ..
             })
         ));
+    }
+
+    #[test]
+    fn a_reply_of_which_a_line_was_left_out_is_partial_though_its_end_came() {
+        for left_out in [
+            Line::TooLong,
+            Line::Whole(b"<html>"),
+            Line::Whole(b"\xff"),
+            Line::Whole(br#"{"message":{"content":7},"done":false}"#),
+            Line::Whole(br#"{"error":"boom"}"#),
+        ] {
+            let mut reply = transcoder();
+            reply.accept(Line::Whole(TOKEN));
+            reply.accept(left_out);
+            reply.accept(Line::Whole(DONE));
+            let outcome = reply.end(End::Closed);
+            assert_eq!(outcome.reply, Some(("hi".into(), ReplyStatus::Partial)));
+            assert!(matches!(outcome.last, Last::Done(_)));
+        }
+    }
+
+    #[test]
+    fn a_reply_of_white_space_is_not_stored_and_its_end_passes() {
+        for whitespace in [Whitespace::Collapse, Whitespace::Preserve] {
+            let mut reply = Transcoder::new(whitespace, 100);
+            let line = br#"{"message":{"content":" \n\u3000"},"done":false}"#;
+            assert!(reply.accept(Line::Whole(line)).is_some());
+            reply.accept(Line::Whole(DONE));
+            let outcome = reply.end(End::Closed);
+            assert_eq!(outcome.reply, None);
+            assert!(matches!(outcome.last, Last::Done(_)));
+        }
     }
 
     #[test]
