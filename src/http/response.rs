@@ -30,8 +30,8 @@ pub(crate) fn rejection(rejection: &Rejection) -> Response {
 /// The head of an event stream, and the end that events are written to. `context` is what the model is sent.
 pub(crate) fn event_stream(context: &str) -> (Response, EventStream) {
     let headers = [
-        ("content-type", "text/event-stream"),
-        ("cache-control", "no-cache"),
+        ("content-type", "text/event-stream; charset=utf-8"),
+        ("cache-control", "no-cache, no-transform"),
         ("x-accel-buffering", "no"),
         ("x-context", context),
     ];

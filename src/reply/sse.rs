@@ -10,9 +10,10 @@ use memchr::memchr_iter;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-/// A comment line, which clients ignore. It keeps proxies from closing a silent connection, and the
-/// write of it fails if the client has left.
-pub const COMMENT: &[u8] = b": waiting\n\n";
+/// A comment line, which clients ignore. It keeps proxies and clients from closing a silent connection, and
+/// the write of it fails if the client has left. No blank line follows: careless clients would take that for
+/// an empty event.
+pub const COMMENT: &[u8] = b": waiting\n";
 
 /// An event for the client.
 #[derive(Debug)]

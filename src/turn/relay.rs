@@ -1,6 +1,6 @@
 //! The relay of one reply: Ollama's chunks go through the [`Pipeline`] and leave as events, all that one
-//! chunk completes in one write. In silence a comment line is sent now and then, which is also how a
-//! client that has left is noticed.
+//! chunk completes in one write. A comment line is sent at once, and now and then in silence, which is also
+//! how a client that has left is noticed.
 //!
 //! Decides what ends the waiting; what the bytes mean is [`crate::reply`]'s.
 
@@ -67,6 +67,9 @@ impl<S: Sink, C: Clock> Relay<S, C> {
         sending: impl Future<Output = Result<impl Answer, RelayError>>,
     ) -> Result<(), End> {
         let timeouts = self.config.timeouts;
+        // Some clients give up after seconds of silence, and a model may have to be loaded first.
+        self.events.extend_from_slice(COMMENT);
+        self.send().await?;
         let mut answer = self
             .wait(sending, timeouts.ollama_first_byte, call::no_first_byte)
             .await?
@@ -307,8 +310,9 @@ mod tests {
         let scene = Scene::with(&[]);
         let both = "{\"done\":false}\n{\"done\":false}\n{\"do";
         let (outcome, events) = scene.run([Step::Bytes(both), Step::Bytes("ne\":true}\n")]);
-        assert_eq!(events, "data: {\"done\":false}\n\n".repeat(2));
-        assert_eq!(scene.seen.borrow().writes, 1);
+        let data = "data: {\"done\":false}\n\n".repeat(2);
+        assert_eq!(events, format!(": waiting\n{data}"));
+        assert_eq!(scene.seen.borrow().writes, 2);
         assert_eq!(outcome.last, Last::Done("{\"done\":true}".into()));
     }
 
@@ -330,11 +334,18 @@ mod tests {
     }
 
     #[test]
+    fn a_comment_is_sent_before_ollama_is_waited_for() {
+        let scene = Scene::with(&[("ollama_first_byte_timeout", "2s")]);
+        let (_, events) = scene.relay(pending());
+        assert_eq!(events, ": waiting\n");
+    }
+
+    #[test]
     fn silence_is_broken_by_comments() {
         let scene = Scene::with(&[("comment_interval", "5s")]);
         let silence = Step::Silence(Duration::from_secs(18));
         let (_, events) = scene.run([silence, Step::Bytes(TOKEN), Step::Bytes(DONE)]);
-        assert_eq!(events.matches(": waiting\n").count(), 3, "{events}");
+        assert_eq!(events.matches(": waiting\n").count(), 4, "{events}");
         assert!(events.ends_with("\n\n") && events.contains("data: "));
     }
 
@@ -394,7 +405,7 @@ mod tests {
         assert!(
             matches!(outcome.last, Last::Error(error) if error.text.ends_with("404: no such model"))
         );
-        assert_eq!(events, "");
+        assert_eq!(events, ": waiting\n");
     }
 
     #[test]
@@ -409,13 +420,14 @@ mod tests {
 
     #[test]
     fn a_client_that_has_left_ends_the_turn_only_if_the_operator_says_so() {
-        for (on_disconnect, text, writes) in [("finish", "hihi", 1), ("cancel", "hi", 1)] {
+        for (on_disconnect, text) in [("finish", Some("hihi")), ("cancel", None)] {
             let mut scene = Scene::with(&[("on_disconnect", on_disconnect)]);
             scene.client_left = true;
             let steps = [Step::Bytes(TOKEN), Step::Bytes(TOKEN), Step::Bytes(DONE)];
             let (outcome, _) = scene.run(steps);
-            assert_eq!(outcome.reply.unwrap().0, text, "{on_disconnect}");
-            assert_eq!(scene.seen.borrow().writes, writes);
+            let reply = outcome.reply.map(|(text, _)| text);
+            assert_eq!(reply.as_deref(), text, "{on_disconnect}");
+            assert_eq!(scene.seen.borrow().writes, 1);
         }
     }
 }

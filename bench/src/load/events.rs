@@ -93,7 +93,7 @@ mod tests {
     #[test]
     fn both_formats_are_read_wherever_they_are_split() {
         let ndjson = b"{\"a\":1,\"done\":false}\n{\"done\":true}\n".as_slice();
-        let events = b"data: {\"a\":1,\"done\":false}\n\n: waiting\n\ndata: {\"done\":true}\n\n";
+        let events = b"data: {\"a\":1,\"done\":false}\n\n: waiting\ndata: {\"done\":true}\n\n";
         for input in [ndjson, events] {
             for cut in 0..input.len() {
                 assert_eq!(read(input, cut), ["token 20", "done"]);

@@ -155,7 +155,7 @@ impl Answer {
 
     /// The events, read by a library that is not ours; an error if the answer is no stream.
     pub async fn events(self) -> Result<Events> {
-        let is_stream = self.header("content-type") == Some("text/event-stream");
+        let is_stream = self.header("content-type") == Some("text/event-stream; charset=utf-8");
         if self.status() != StatusCode::OK || !is_stream {
             let status = self.status();
             bail!("no stream of events: {status} {}", self.text().await?);

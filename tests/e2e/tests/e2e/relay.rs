@@ -22,10 +22,20 @@ async fn the_head_is_that_of_a_stream() -> Result<()> {
         let body = prompt("app", "Hi").to_string();
         let answer = app.client.request("POST", path, body).await?;
         assert_eq!(answer.status(), 200);
-        assert_eq!(answer.header("content-type"), Some("text/event-stream"));
-        assert_eq!(answer.header("cache-control"), Some("no-cache"));
+        assert_eq!(
+            answer.header("content-type"),
+            Some("text/event-stream; charset=utf-8")
+        );
+        assert_eq!(
+            answer.header("cache-control"),
+            Some("no-cache, no-transform")
+        );
         assert_eq!(answer.header("x-accel-buffering"), Some("no"));
-        let expected = format!("data: {}\n\ndata: {}\n\n", wire::token("ok"), wire::done());
+        let expected = format!(
+            ": waiting\ndata: {}\n\ndata: {}\n\n",
+            wire::token("ok"),
+            wire::done()
+        );
         assert_eq!(answer.text().await?, expected);
     }
     Ok(())
@@ -121,7 +131,7 @@ async fn the_clients_host_and_origin_are_not_forwarded() -> Result<()> {
     app.ollama.push(Script::reply(["ok"]));
     let body = prompt("app", "Hi").to_string();
     let mut socket = TcpStream::connect(app.address()).await?;
-    let origin = "Host: chat.example.com\r\nOrigin: https://example.com";
+    let origin = "Host: chat.example.com\r\nOrigin: https://chat.example.com";
     let length = body.len();
     let request = format!(
         "POST /llmchat/ HTTP/1.1\r\n{origin}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
@@ -163,7 +173,8 @@ on_both_stores! {
                 });
                 app.ollama.push(script);
                 let body = app.prompt(&id, "Hi").await?.text().await.context(id.clone())?;
-                assert_eq!(without_messages(&body), sse, "{id}");
+                let events = body.strip_prefix(": waiting\n").context(id.clone())?;
+                assert_eq!(without_messages(events), sse, "{id}");
                 let rows = app.conversation(&id).await?;
                 let stored = rows.get(1).map_or("", |(_, text)| text);
                 assert_eq!(stored, reply, "{id}");
@@ -231,7 +242,7 @@ async fn a_comment_breaks_the_silence() -> Result<()> {
     app.ollama
         .push(Script::new().gate(&before).token("a").gate(&between).done());
     let mut answer = app.prompt("app", "Hi").await?;
-    let is_comment = |chunk: &Bytes| chunk.starts_with(b":") && chunk.ends_with(b"\n\n");
+    let is_comment = |chunk: &Bytes| chunk.chunks(10).all(|line| line == b": waiting\n");
     let mut next = async || answer.chunk().await?.context("the stream ended");
     for gate in [&before, &between] {
         // Two each: comments repeat.
