@@ -16,12 +16,13 @@ use crate::config::{OllamaUrl, Timeouts};
 use crate::error::{Code, RelayError};
 use crate::http::fields;
 use crate::ollama::body::Body;
+use crate::ollama::refusal::Head;
 use crate::permit::Room;
 
 /// Ollama's answer, its body still to be read: WASI's in the component, a scripted one in unit tests.
 /// Dropping it closes the connection, which makes Ollama stop generating.
 pub(crate) trait Answer {
-    fn status(&self) -> StatusCode;
+    fn head(&self) -> &Head;
     /// Reads what has arrived into `buffer`, or waits for it.
     async fn read(&mut self, buffer: Vec<u8>) -> Piece;
     /// After the last piece: whether the body ended cleanly or broke off.
@@ -29,7 +30,7 @@ pub(crate) trait Answer {
 }
 
 struct Received {
-    status: StatusCode,
+    head: Head,
     body: StreamReader<u8>,
     end: FutureReader<Result<Option<Fields>, ErrorCode>>,
 }
@@ -43,8 +44,8 @@ pub(crate) enum Piece {
 }
 
 impl Answer for Received {
-    fn status(&self) -> StatusCode {
-        self.status
+    fn head(&self) -> &Head {
+        &self.head
     }
 
     async fn read(&mut self, buffer: Vec<u8>) -> Piece {
@@ -79,14 +80,21 @@ pub(crate) async fn send(
         .await
         .map_err(failed)?;
     let status = StatusCode::from_u16(response.get_status_code());
-    let (_, no_error) = wit_future::new(|| Ok(()));
-    let (body, end) = Response::consume_body(response, no_error);
-    Ok(Received {
+    let headers = response.get_headers();
+    let header = |name| {
+        let value = headers.get(name).into_iter().next()?;
+        Some(String::from_utf8_lossy(&value).into_owned())
+    };
+    let head = Head {
         // A number that is no status is no answer that could be used.
         status: status.unwrap_or(StatusCode::BAD_GATEWAY),
-        body,
-        end,
-    })
+        content_type: header("content-type"),
+        content_encoding: header("content-encoding"),
+    };
+    drop(headers);
+    let (_, no_error) = wit_future::new(|| Ok(()));
+    let (body, end) = Response::consume_body(response, no_error);
+    Ok(Received { head, body, end })
 }
 
 /// Has only the headers that the call needs: a loopback-bound Ollama refuses a foreign `Host` or `Origin`.
@@ -95,6 +103,7 @@ fn request(url: &OllamaUrl, body: Body, room: Option<Room>, timeouts: &Timeouts)
     let length: usize = body.iter().map(Vec::len).sum();
     let headers = fields(&[
         ("content-type", "application/json"),
+        ("accept-encoding", "identity"),
         ("content-length", &length.to_string()),
     ]);
 

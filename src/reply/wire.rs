@@ -9,6 +9,7 @@ use std::fmt;
 
 use serde::Deserialize;
 use serde::de::{self, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 /// A line of a chat response, as far as the relay needs to understand it.
@@ -73,8 +74,12 @@ impl<'a> ChatChunk<'a> {
             Err(_) => return Err(NotAChunk::NotJson),
         };
         let chunk = match (error, done) {
-            (Some(error), _) => Self::Error {
-                text: error_text(error),
+            (Some(_), _) => Self::Error {
+                // The whole line, since a `signin_url` stands beside the error.
+                text: serde_json::from_str(line)
+                    .ok()
+                    .and_then(|line| error_text(&line))
+                    .unwrap_or_else(|| "Ollama reported an error and gave no reason".to_owned()),
             },
             (None, Some(true)) => Self::Done { content },
             (None, Some(false)) => Self::Token { content },
@@ -84,9 +89,64 @@ impl<'a> ChatChunk<'a> {
     }
 }
 
-/// The text of an `error` value, or its JSON where it is not a string.
-pub(crate) fn error_text(error: &RawValue) -> String {
-    serde_json::from_str(error.get()).unwrap_or_else(|_| error.get().to_owned())
+/// The most bytes of an error of Ollama's that are passed on.
+const ERROR_MAX: usize = 2048;
+
+/// What an error in JSON says: its `error`, `message` or `detail`, however deep; its JSON where it is of
+/// another shape; nothing where it is empty.
+pub(crate) fn error_text(error: &Value) -> Option<String> {
+    fn said(value: &Value, depth: u8) -> Option<String> {
+        match value {
+            Value::Null => None,
+            Value::String(text) => match serde_json::from_str(text) {
+                Ok(inner @ Value::Object(_)) if depth > 0 => said(&inner, depth - 1),
+                _ => Some(text.clone()),
+            },
+            Value::Object(fields) if depth > 0 => {
+                let found = ["error", "message", "detail"]
+                    .iter()
+                    .find_map(|name| fields.get(*name));
+                let text = match found {
+                    Some(value) => said(value, depth - 1),
+                    None => Some(value.to_string()),
+                };
+                match (text, fields.get("signin_url").and_then(Value::as_str)) {
+                    (Some(text), Some(url)) => Some(format!("{text} ({url})")),
+                    (text, _) => text,
+                }
+            }
+            other => Some(other.to_string()),
+        }
+    }
+    let mut text = said(error, 4)?;
+    cut(&mut text, ERROR_MAX);
+    (!text.trim().is_empty()).then_some(text)
+}
+
+fn cut(text: &mut String, max: usize) {
+    if text.len() > max {
+        text.truncate(text.floor_char_boundary(max));
+        text.push('…');
+    }
+}
+
+/// A text without control characters, every run of white space as one space, cut at `max` bytes.
+pub(crate) fn shortened(text: &str, max: usize) -> String {
+    let mut out = String::new();
+    for word in text.split(|c: char| c.is_whitespace() || c.is_control()) {
+        if word.is_empty() {
+            continue;
+        }
+        if !out.is_empty() {
+            out.push(' ');
+        }
+        out.push_str(word);
+        if out.len() > max {
+            break;
+        }
+    }
+    cut(&mut out, max);
+    out
 }
 
 /// The `message` of a line, for when the line itself cannot be sent.

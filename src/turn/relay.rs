@@ -8,8 +8,6 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::StatusCode;
-
 use crate::clock::{Clock, Deadline, Monotonic, Ticker};
 use crate::config::{Config, OnDisconnect};
 use crate::error::{Code, RelayError};
@@ -23,6 +21,8 @@ use crate::reply::{self, End, Last, Pipeline};
 const CHUNK: usize = 16 * 1024;
 /// Bytes read of the body of a refusal.
 const REFUSAL_MAX: usize = 64 * 1024;
+/// How long the body of a refusal is read.
+const REFUSAL_TIME: Duration = Duration::from_secs(5);
 
 /// The way from Ollama to the client.
 pub(super) struct Relay<S = BodyWriter, C = Monotonic> {
@@ -74,11 +74,12 @@ impl<S: Sink, C: Clock> Relay<S, C> {
             .wait(sending, timeouts.ollama_first_byte, call::no_first_byte)
             .await?
             .map_err(End::Failed)?;
-        if answer.status() != StatusCode::OK {
-            return Err(self.refused(answer).await?);
+        if answer.head().is_refusal() {
+            return Err(self.refused(answer, Vec::new()).await?);
         }
 
         let mut chunk = Vec::with_capacity(CHUNK);
+        let mut has_begun = false;
         loop {
             let reading = answer.read(chunk);
             let (bytes, is_last) =
@@ -86,6 +87,13 @@ impl<S: Sink, C: Clock> Relay<S, C> {
                     Piece::Bytes(bytes) => (bytes, false),
                     Piece::Last(bytes) => (bytes, true),
                 };
+            let first = bytes.iter().find(|byte| !byte.is_ascii_whitespace());
+            if let (false, Some(&first)) = (has_begun, first) {
+                if answer.head().is_no_reply(first) {
+                    return Err(self.refused(answer, bytes).await?);
+                }
+                has_begun = true;
+            }
             let flow = pipeline.feed(&bytes, &mut self.events);
             self.send().await?;
             if flow.is_break() {
@@ -106,23 +114,27 @@ impl<S: Sink, C: Clock> Relay<S, C> {
         self.send().await
     }
 
-    /// Reads the body of an answer with a status other than 200.
-    async fn refused(&mut self, mut answer: impl Answer) -> Result<End, End> {
-        let idle = self.config.timeouts.ollama_idle;
-        let mut body = Vec::with_capacity(1024);
-        while body.len() < REFUSAL_MAX {
-            if body.len() == body.capacity() {
-                body.reserve(1024);
-            }
-            match self.wait(answer.read(body), idle, call::idle).await? {
-                Piece::Bytes(bytes) => body = bytes,
-                Piece::Last(bytes) => {
-                    body = bytes;
-                    break;
+    /// Reads the body of an answer that is no reply, as far as it comes soon, after the `body` so far.
+    async fn refused(&mut self, mut answer: impl Answer, mut body: Vec<u8>) -> Result<End, End> {
+        let limit = self.config.timeouts.ollama_idle.min(REFUSAL_TIME);
+        let head = answer.head().clone();
+        let reading = async {
+            while body.len() < REFUSAL_MAX {
+                match answer.read(Vec::with_capacity(1024)).await {
+                    Piece::Bytes(bytes) => body.extend_from_slice(&bytes),
+                    Piece::Last(bytes) => {
+                        body.extend_from_slice(&bytes);
+                        break;
+                    }
                 }
             }
+        };
+        match self.wait(reading, limit, call::idle).await {
+            // What has come is told.
+            Err(End::Failed(error)) if error.code == Code::OllamaTimeout => {}
+            other => other?,
         }
-        Ok(End::Failed(refusal::refused(answer.status(), &body)))
+        Ok(End::Failed(refusal::refused(&head, &body)))
     }
 
     /// Waits for Ollama, for `limit` at most, and sends comments meanwhile.
@@ -186,11 +198,14 @@ mod tests {
     use std::collections::VecDeque;
     use std::future::pending;
 
+    use http::StatusCode;
+
     use super::*;
     use crate::clock::nanoseconds;
     use crate::clock::tests::Manual;
     use crate::config::tests::config;
     use crate::http::tests::{Recording, Seen};
+    use crate::ollama::refusal::Head;
     use crate::reply::{Outcome, Whitespace};
 
     const STEP: Duration = Duration::from_millis(100);
@@ -209,13 +224,13 @@ mod tests {
 
     struct Scripted {
         clock: Manual,
-        status: StatusCode,
+        head: Head,
         steps: VecDeque<Step>,
     }
 
     impl Answer for Scripted {
-        fn status(&self) -> StatusCode {
-            self.status
+        fn head(&self) -> &Head {
+            &self.head
         }
 
         async fn read(&mut self, mut buffer: Vec<u8>) -> Piece {
@@ -269,7 +284,11 @@ mod tests {
         fn answer(&self, status: u16, steps: impl IntoIterator<Item = Step>) -> Scripted {
             Scripted {
                 clock: self.clock.clone(),
-                status: StatusCode::from_u16(status).unwrap(),
+                head: Head {
+                    status: StatusCode::from_u16(status).unwrap(),
+                    content_type: Some("application/x-ndjson".into()),
+                    content_encoding: None,
+                },
                 steps: steps.into_iter().collect(),
             }
         }
@@ -370,12 +389,15 @@ mod tests {
             let took = scene.clock.elapsed();
             assert!((7..8).contains(&took.as_secs()), "{took:?}");
         }
-        for (status, steps) in [(200, [Step::HangAtEnd]), (404, [Step::Hang])] {
+        for (status, step, expected, seconds) in [
+            (200, Step::HangAtEnd, Code::OllamaTimeout, 7),
+            (404, Step::Hang, Code::OllamaRefused, 5),
+        ] {
             let scene = Scene::with(&[("ollama_idle_timeout", "7s")]);
-            let answer = scene.answer(status, steps);
+            let answer = scene.answer(status, [step]);
             let (outcome, _) = scene.relay(async { Ok(answer) });
-            assert_eq!(code(&outcome), Code::OllamaTimeout, "{status}");
-            assert_eq!(scene.clock.elapsed().as_secs(), 7);
+            assert_eq!(code(&outcome), expected, "{status}");
+            assert_eq!(scene.clock.elapsed().as_secs(), seconds);
         }
         let scene = Scene::with(&[("ollama_first_byte_timeout", "7s")]);
         let (outcome, _) = scene.relay(pending());
@@ -405,6 +427,19 @@ mod tests {
         assert!(
             matches!(outcome.last, Last::Error(error) if error.text.ends_with("404: no such model"))
         );
+        assert_eq!(events, ": waiting\n");
+    }
+
+    #[test]
+    fn a_page_instead_of_a_reply_is_one_error() {
+        let scene = Scene::with(&[]);
+        let page = [
+            Step::Bytes("\n <html>\n"),
+            Step::Bytes("<h1>Sign in</h1>\n</html>\n"),
+        ];
+        let (outcome, events) = scene.run(page);
+        assert_eq!(code(&outcome), Code::OllamaRefused);
+        assert!(matches!(outcome.last, Last::Error(error) if error.text.contains("200: Sign in")));
         assert_eq!(events, ": waiting\n");
     }
 

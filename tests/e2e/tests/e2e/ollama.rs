@@ -71,6 +71,18 @@ on_both_stores! {
         Ok(())
     }
 
+    async fn a_page_instead_of_a_reply_is_one_error_with_its_words(backend: Backend) -> Result<()> {
+        let app = TestApp::start(backend).await?;
+        let page = "<html>\n<head><style>p {}</style></head>\n<h1>Please sign in</h1>\n</html>\n";
+        app.ollama.push(Script::body(200, "text/html", page));
+        let events = app.ask("app", "Hi").await?;
+        let (code, error) = only_error(&events)?;
+        assert_eq!(code, "ollama_refused");
+        assert!(error.contains("200: Please sign in (text/html)"), "{error}");
+        assert_eq!(app.conversation("app").await?, messages(&[("user", "Hi")]));
+        Ok(())
+    }
+
     async fn nobody_at_ollamas_address_is_told_and_the_prompt_is_kept(backend: Backend) -> Result<()> {
         let refused = Refused::new()?;
         let app = TestApp::with(backend, "ollama_url", refused.url()).await?;
