@@ -86,6 +86,8 @@ impl ChatRequest {
             return Err(InvalidRequest::TooLarge { limit });
         }
         let malformed = InvalidRequest::Malformed;
+        // One byte-order mark, as Windows' tools write it.
+        let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
         if body.trim_ascii().is_empty() {
             return Err(malformed(
                 "the body is empty: send a JSON object with `appID`, `model` and `messages`".into(),
@@ -310,6 +312,12 @@ mod tests {
         assert_eq!(request.model, "m");
         assert_eq!(request.messages[0].content.as_str(), " hi\n");
         assert!(request.stream);
+    }
+
+    #[test]
+    fn one_byte_order_mark_is_skipped() {
+        assert!(parse(&format!("\u{feff}{PROMPT}}}")).is_ok());
+        assert!(parse(&format!("\u{feff}\u{feff}{PROMPT}}}")).is_err());
     }
 
     #[test]

@@ -77,6 +77,12 @@ fn not_allowed(error: &str, allowed: &'static str) -> Rejection {
 }
 
 async fn prompt(request: Request, config: Rc<Config>) -> Result<Response, Rejection> {
+    if !client::is_plain(&request) {
+        return Err(Rejection::new(
+            RefusalCode::UnsupportedEncoding,
+            "The body is compressed: send it without `content-encoding`.",
+        ));
+    }
     let permit = Permit::take(config.max_concurrent_turns);
     let mut ticker = Ticker::new(config.timeouts.tick());
     let (limits, stall) = (config.limits, config.timeouts.client_stall);

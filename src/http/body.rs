@@ -11,6 +11,9 @@ use crate::clock::Ticker;
 /// Bytes read at once.
 const CHUNK: usize = 16 * 1024;
 
+/// Bytes reserved for a body before it comes, whatever length it declares.
+const RESERVED: usize = 64 * 1024;
+
 /// A client has this many times as long for its whole body as for one piece of it.
 const PIECES: u32 = 4;
 
@@ -39,7 +42,7 @@ pub(crate) async fn read_body(
     let (_, no_error) = wit_future::new(|| Ok(()));
     let (mut stream, trailers) = Request::consume_body(request, no_error);
     let expected = declared.and_then(|length| usize::try_from(length).ok());
-    let mut body = Vec::with_capacity(expected.unwrap_or(CHUNK));
+    let mut body = Vec::with_capacity(expected.unwrap_or(CHUNK).min(RESERVED));
     let end = ticker.deadline(stall.saturating_mul(PIECES));
     loop {
         if body.len() == body.capacity() {
@@ -58,9 +61,11 @@ pub(crate) async fn read_body(
             break;
         }
     }
-    match trailers.await {
-        Ok(_) => Ok(body),
-        Err(_) => Err(BodyError::BrokeOff),
+    let deadline = ticker.deadline(stall).min(end);
+    match ticker.timeout_at(deadline, trailers.into_future()).await {
+        Some(Ok(_)) => Ok(body),
+        Some(Err(_)) => Err(BodyError::BrokeOff),
+        None => Err(BodyError::TimedOut),
     }
 }
 

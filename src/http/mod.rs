@@ -44,6 +44,14 @@ pub(crate) fn is_own(request: &Request) -> bool {
     .is_own()
 }
 
+/// Whether the body is sent as it is, and not compressed.
+pub(crate) fn is_plain(request: &Request) -> bool {
+    let encodings = request.get_headers().get("content-encoding");
+    encodings
+        .iter()
+        .all(|encoding| encoding.eq_ignore_ascii_case(b"identity"))
+}
+
 /// A standard method; no route has any other.
 fn method(method: &WasiMethod) -> Option<Method> {
     Some(match method {

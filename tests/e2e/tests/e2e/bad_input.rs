@@ -111,6 +111,26 @@ async fn a_refusal_has_a_code_a_length_and_is_not_cached() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_compressed_body_is_a_415() -> Result<()> {
+    let app = TestApp::start(Backend::Sqlite).await?;
+    let mut socket = TcpStream::connect(app.address()).await?;
+    let request = format!(
+        "POST /llmchat/ HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Encoding: gzip\r\n\
+         Content-Length: 2\r\n\r\n\u{1f}\u{8}",
+        app.address()
+    );
+    socket.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    within("the answer", socket.read_to_string(&mut answer)).await??;
+    assert!(answer.starts_with("HTTP/1.1 415 "), "{answer}");
+    assert!(
+        answer.contains("\"code\":\"unsupported_encoding\""),
+        "{answer}"
+    );
+    left_no_trace(&app).await
+}
+
 /// Nothing was stored, and Ollama was not called.
 async fn left_no_trace(app: &TestApp) -> Result<()> {
     ensure!(app.ollama.chats() == 0, "Ollama was called");
