@@ -1,139 +1,177 @@
-//! One client connection: requests in, responses out, and what goes wrong in between.
+//! One client connection: requests in, responses out, and when it is closed.
 
-use std::pin::pin;
-use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::task::{Context, Poll};
 
-use bytes::Bytes;
-use http::uri::{Authority, Scheme};
-use http::{Request, Response, StatusCode, Uri, header};
-use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
+use http::Version;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use wasmtime_wasi_http::Error;
-use wasmtime_wasi_http::handler::{self, InstantiationError, ProxyHandler};
 
-use super::instances::Instances;
-use super::requests::{Outcome, PendingRequest, ResponseBody};
+use super::respond::Server;
 
-/// How long a connection may take over the head of its next request.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// How long a request waits for room in the pool of instances, in pieces.
-const INSTANTIATION_PAUSE: Duration = Duration::from_millis(20);
-const INSTANTIATION_TRIES: u32 = 50;
-
-/// Serves a connection until its client leaves or, once `draining` is set, its response has ended.
-pub(super) async fn serve(stream: TcpStream, server: Arc<Server>, draining: CancellationToken) {
+/// Serves a connection until its client leaves, its response has ended while the host is
+/// `draining`, or it waits for a request while a new connection needs its place (`crowded`).
+pub(super) async fn serve(
+    stream: TcpStream,
+    server: Arc<Server>,
+    draining: CancellationToken,
+    crowded: Arc<Notify>,
+) {
     // Each write of the component leaves at once.
     let _ = stream.set_nodelay(true);
+    let state = Arc::<State>::default();
     let service = service_fn(|request| {
-        let server = server.clone();
-        async move { Ok::<_, std::convert::Infallible>(server.respond(request).await) }
+        let is_old = request.version() == Version::HTTP_10;
+        state.is_http_1_0.store(is_old, Ordering::Relaxed);
+        let (server, state) = (server.clone(), state.clone());
+        async move { Ok::<_, std::convert::Infallible>(server.respond(request, state).await) }
     });
+    let stream = Stream {
+        stream,
+        state: state.clone(),
+        resets: false,
+    };
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
+        // From the connection's beginning, or from the end of a response, to the end of a head.
+        .header_read_timeout(server.request_timeout)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
-    // An error is the client's: it left, or sent no HTTP.
-    let _ = tokio::select! {
-        result = connection.as_mut() => result,
-        () = draining.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-}
-
-type Body = UnsyncBoxBody<Bytes, Error>;
-
-/// Answers the requests of one worker's connections.
-pub(super) struct Server(pub(super) ProxyHandler<Instances>);
-
-impl Server {
-    async fn respond(&self, request: Request<Incoming>) -> Response<Body> {
-        let host = self.0.state();
-        if !host.program.manifest.serves(request.uri().path()) {
-            return plain(StatusCode::NOT_FOUND);
-        }
-        let Some(request) = with_authority(request) else {
-            return plain(StatusCode::BAD_REQUEST);
-        };
-        let pending = host.requests.arrive();
-        let state = pending.response.clone();
-        let request = request.map(|body| body.map_err(Error::from).boxed_unsync());
-        // Dropping this (the client leaves) does not stop the component: its response is discarded,
-        // and its writes fail.
-        match self.handle(pending, request).await {
-            Ok(response) => response.map(|body| ResponseBody { body, state }.boxed_unsync()),
-            Err(error) => {
-                state.set(Outcome::Ended);
-                let output = &host.services.output;
-                output.line(format_args!("a request failed: {error:#}"));
-                plain(StatusCode::INTERNAL_SERVER_ERROR)
-            }
-        }
-    }
-
-    /// Waits for the head of the response and, if a burst has filled the pool of instances, for
-    /// room in it: each instance serves many requests, so that there will soon be some.
-    async fn handle(
-        &self,
-        mut pending: PendingRequest,
-        mut request: handler::Request,
-    ) -> wasmtime::Result<handler::Response> {
-        let mut tries = 0;
+    let mut draining = pin!(draining.cancelled_owned());
+    let mut evicted = None;
+    let mut is_closing = false;
+    poll_fn(|cx| {
         loop {
-            let error = match self.0.handle(pending, request).await {
-                Ok(response) => return Ok(response),
-                Err(error) => error.downcast::<InstantiationError<PendingRequest>>()?,
-            };
-            tries += 1;
-            if tries > INSTANTIATION_TRIES {
-                return Err(wasmtime::Error::msg(format!(
-                    "no instance could be created: {:#}",
-                    error.error
-                )));
+            // An error is the client's: it left, or sent no HTTP.
+            if connection.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(());
             }
-            pending = error.request_data;
-            request = error
-                .request
-                .into_inner()
-                .unwrap_or_else(PoisonError::into_inner);
-            tokio::time::sleep(INSTANTIATION_PAUSE).await;
+            let phase = state.phase.load(Ordering::Relaxed);
+            if is_closing && phase == REQUESTING {
+                // A part of a request, which no instance has seen. hyper would wait for the rest.
+                return Poll::Ready(());
+            }
+            let mut must_close = draining.as_mut().poll(cx).is_ready();
+            if phase == RESPONDING {
+                evicted = None;
+            } else {
+                // The one that has waited longest is notified first.
+                let wait = || Box::pin(crowded.clone().notified_owned());
+                let evicted = evicted.get_or_insert_with(wait);
+                must_close |= evicted.as_mut().poll(cx).is_ready();
+            }
+            if is_closing || !must_close {
+                return Poll::Pending;
+            }
+            is_closing = true;
+            connection.as_mut().graceful_shutdown();
         }
+    })
+    .await;
+}
+
+/// Waiting for a request that an instance can have, or for its beginning.
+const REQUESTING: u8 = 0;
+/// A request is answered.
+const RESPONDING: u8 = 1;
+/// The response has ended; its last bytes may be on their way.
+const RESPONDED: u8 = 2;
+
+/// What a connection is doing.
+#[derive(Default)]
+pub(super) struct State {
+    phase: AtomicU8,
+    is_http_1_0: AtomicBool,
+}
+
+impl State {
+    /// A request's head has come.
+    pub(super) fn requesting(&self) {
+        self.phase.store(REQUESTING, Ordering::Relaxed);
+    }
+
+    /// A request is to be answered; its response ends when the guard is dropped.
+    pub(super) fn responding(self: &Arc<Self>) -> Responding {
+        self.phase.store(RESPONDING, Ordering::Relaxed);
+        Responding(self.clone())
     }
 }
 
-/// A response of the host's own.
-fn plain(status: StatusCode) -> Response<Body> {
-    let body = Full::new(Bytes::from(status.to_string())).map_err(|never| match never {});
-    let mut response = Response::new(body.boxed_unsync());
-    *response.status_mut() = status;
-    response
+/// A request that is being answered.
+pub(super) struct Responding(Arc<State>);
+
+impl Drop for Responding {
+    fn drop(&mut self) {
+        self.0.phase.store(RESPONDED, Ordering::Relaxed);
+    }
 }
 
-/// Fills in what the request line leaves out: a component receives an absolute URI.
-fn with_authority(mut request: Request<Incoming>) -> Option<Request<Incoming>> {
-    let host = request
-        .headers()
-        .get(header::HOST)
-        .map(|host| host.to_str().ok()?.parse::<Authority>().ok());
-    let mut parts = std::mem::take(request.uri_mut()).into_parts();
-    let authority = match (host, parts.authority.take()) {
-        // A `Host` that does not parse, or contradicts the request line.
-        (Some(None), _) | (None, None) => return None,
-        (Some(Some(host)), Some(authority)) if host != authority => return None,
-        (Some(Some(authority)), _) | (None, Some(authority)) => authority,
-    };
-    parts.authority = Some(authority);
-    parts.scheme = Some(Scheme::HTTP);
-    *request.uri_mut() = Uri::from_parts(parts).ok()?;
-    Some(request)
+/// The socket. To a client of HTTP/1.0 the end of the connection is the end of the response, so
+/// that one which was cut, by whatever, must end in a reset.
+struct Stream {
+    stream: TcpStream,
+    state: Arc<State>,
+    resets: bool,
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.state.is_http_1_0.load(Ordering::Relaxed) && !self.resets {
+            self.stream.set_zero_linger()?;
+            self.resets = true;
+        }
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if self.state.is_http_1_0.load(Ordering::Relaxed) && !self.resets {
+            self.stream.set_zero_linger()?;
+            self.resets = true;
+        }
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    /// A clean end.
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.resets {
+            socket2::SockRef::from(&self.stream).set_linger(None)?;
+            self.resets = false;
+        }
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
 }

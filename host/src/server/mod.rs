@@ -24,15 +24,19 @@ use crate::postgres::Pools;
 use crate::sqlite::Databases;
 use crate::{Output, Program, Variables, rows};
 
+mod authority;
+mod body;
 mod connection;
+mod descriptors;
 mod instances;
 mod requests;
+mod respond;
 mod workers;
 
-use connection::Server;
 pub use instances::InstanceLimits;
 use instances::Instances;
 use requests::Requests;
+use respond::Server;
 use workers::{Shutdown, Worker};
 
 /// Connections that may wait to be accepted: the client of one too many tries again after a second.
@@ -51,6 +55,13 @@ pub struct Options {
     pub variables: BTreeMap<String, String>,
     /// The directory of SQLite's files; by default Spin's, beside the manifest.
     pub state_dir: Option<PathBuf>,
+    /// Names under which requests are answered, besides `localhost` and loopback addresses; `None`:
+    /// under any. A server that only this machine can reach needs them: a page of the web can make
+    /// its own name lead here.
+    pub allowed_hosts: Option<Vec<String>>,
+    /// How long a client may take for the head of a request and the beginning of its body, and how
+    /// long its connection is kept without one.
+    pub request_timeout: Duration,
     /// How long [`Host::stop`] waits for open requests to end.
     pub drain: Duration,
     /// Threads that serve. The caller's runtime accepts connections, and is free otherwise.
@@ -70,6 +81,8 @@ impl Default for Options {
             listen: SocketAddr::from(([127, 0, 0, 1], 3000)),
             variables: BTreeMap::new(),
             state_dir: None,
+            allowed_hosts: None,
+            request_timeout: Duration::from_secs(30),
             drain: Duration::from_secs(30),
             threads: NonZeroUsize::MIN,
             instances: InstanceLimits::default(),
@@ -119,12 +132,17 @@ impl Host {
                 output: options.output.clone(),
             });
             services.push(Arc::downgrade(&own));
-            let server = Server(ProxyHandler::new(Instances {
-                program: program.clone(),
-                services: own,
-                limits: options.instances.clone(),
-                requests: requests.clone(),
-            }));
+            let server = Server {
+                handler: ProxyHandler::new(Instances {
+                    program: program.clone(),
+                    services: own,
+                    limits: options.instances.clone(),
+                    requests: requests.clone(),
+                }),
+                address,
+                allowed_hosts: authority::AllowedHosts(options.allowed_hosts.clone()),
+                request_timeout: options.request_timeout,
+            };
             let worker = Worker::start(server, shutdown.clone());
             workers.push(worker.context("cannot start a thread")?);
         }
@@ -135,6 +153,7 @@ impl Host {
         tokio::spawn(workers::accept(
             listener,
             workers,
+            descriptors::max_connections(),
             shutdown.draining.clone(),
             failed,
         ));

@@ -17,6 +17,8 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use wasmtime_wasi_http::{Error, WasiBody};
 
+use super::connection::Responding;
+
 /// All requests of a host.
 #[derive(Default)]
 pub(super) struct Requests {
@@ -172,6 +174,7 @@ impl ResponseState {
 pub(super) struct ResponseBody {
     pub(super) body: WasiBody,
     pub(super) state: Arc<ResponseState>,
+    pub(super) _responding: Responding,
 }
 
 impl Body for ResponseBody {
@@ -211,6 +214,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
     use http_body_util::{BodyExt as _, Full};
 
+    use super::super::connection::State;
     use super::*;
 
     fn body(state: &Arc<ResponseState>) -> ResponseBody {
@@ -218,6 +222,7 @@ mod tests {
         ResponseBody {
             body: body.boxed_unsync(),
             state: state.clone(),
+            _responding: Arc::<State>::default().responding(),
         }
     }
 

@@ -11,15 +11,19 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::Server;
 use super::connection::serve;
+use super::respond::Server;
 use crate::runtime;
+
+/// How long accepting rests after an error, and between two requests for a place.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How workers are stopped.
 #[derive(Clone, Default)]
@@ -32,12 +36,18 @@ pub(super) struct Shutdown {
     pub(super) serving: TaskTracker,
 }
 
-/// A connection for a worker, with a reference that counts it until it is closed.
-type Counted = (std::net::TcpStream, Arc<()>);
+/// A connection for a worker.
+struct Connection {
+    stream: std::net::TcpStream,
+    place: Option<OwnedSemaphorePermit>,
+    crowded: Arc<Notify>,
+    /// Counts the worker's connections.
+    count: Arc<()>,
+}
 
 /// The sending side of a worker.
 pub(super) struct Worker {
-    connections: mpsc::UnboundedSender<Counted>,
+    connections: mpsc::UnboundedSender<Connection>,
     count: Arc<()>,
 }
 
@@ -68,32 +78,69 @@ impl Worker {
         Arc::strong_count(&self.count)
     }
 
-    fn send(&self, stream: TcpStream) -> io::Result<()> {
-        let counted = (stream.into_std()?, self.count.clone());
-        let sent = self.connections.send(counted);
+    fn send(
+        &self,
+        stream: TcpStream,
+        place: Option<OwnedSemaphorePermit>,
+        crowded: Arc<Notify>,
+    ) -> io::Result<()> {
+        let connection = Connection {
+            stream: stream.into_std()?,
+            place,
+            crowded,
+            count: self.count.clone(),
+        };
+        let sent = self.connections.send(connection);
         sent.map_err(|_| io::ErrorKind::ConnectionAborted.into())
     }
 }
 
-/// Distributes connections to workers until draining begins.
+/// Distributes connections to workers until draining begins. Where all places are taken, the
+/// connection that has waited longest for a request gives up its own, and new ones wait in the
+/// backlog.
 pub(super) async fn accept(
     listener: TcpListener,
     workers: Vec<Worker>,
+    max_connections: usize,
     draining: CancellationToken,
     failed: impl Fn(io::Error),
 ) {
+    let places = Arc::new(Semaphore::new(max_connections));
+    let crowded = Arc::<Notify>::default();
+    let next = async || {
+        let (stream, _) = listener.accept().await?;
+        let place = take(&places, &crowded).await;
+        match workers.iter().min_by_key(|worker| worker.load()) {
+            Some(worker) => worker.send(stream, place, crowded.clone()),
+            None => Ok(()),
+        }
+    };
+    let serve = async {
+        loop {
+            if let Err(error) = next().await {
+                // Out of file descriptors, most likely: some will be free in a moment.
+                failed(error);
+                crowded.notify_one();
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    };
+    tokio::select! {
+        () = draining.cancelled() => {}
+        () = serve => {}
+    }
+}
+
+/// A place for a connection. (`None` would be that of a closed semaphore, which it never is.)
+async fn take(places: &Arc<Semaphore>, crowded: &Notify) -> Option<OwnedSemaphorePermit> {
+    if let Ok(place) = places.clone().try_acquire_owned() {
+        return Some(place);
+    }
     loop {
-        let accepted = tokio::select! {
-            () = draining.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        let least_loaded = workers.iter().min_by_key(|worker| worker.load());
-        let sent = accepted
-            .and_then(|(stream, _)| least_loaded.map_or(Ok(()), |worker| worker.send(stream)));
-        if let Err(error) = sent {
-            // Out of file descriptors, most likely: some will be free in a moment.
-            failed(error);
-            tokio::time::sleep(Duration::from_millis(100)).await;
+        crowded.notify_one();
+        let free = places.clone().acquire_owned();
+        if let Ok(place) = timeout(ACCEPT_PAUSE, free).await {
+            return place.ok();
         }
     }
 }
@@ -101,7 +148,7 @@ pub(super) async fn accept(
 /// Serves the connections that it receives, until there will be no more and the last one is closed,
 /// or all ends.
 async fn work(
-    mut receiver: mpsc::UnboundedReceiver<Counted>,
+    mut receiver: mpsc::UnboundedReceiver<Connection>,
     server: Arc<Server>,
     shutdown: Shutdown,
     _serving: TaskTrackerToken,
@@ -112,13 +159,13 @@ async fn work(
         tokio::select! {
             () = shutdown.now.cancelled() => return,
             Some(_) = connections.join_next() => {}
-            counted = receiver.recv(), if is_receiving => match counted {
-                Some((stream, count)) => {
+            connection = receiver.recv(), if is_receiving => match connection {
+                Some(Connection { stream, place, crowded, count }) => {
                     let (server, draining) = (server.clone(), shutdown.draining.clone());
                     connections.spawn(async move {
-                        let _count = count;
+                        let _counted = (place, count);
                         if let Ok(stream) = TcpStream::from_std(stream) {
-                            serve(stream, server, draining).await;
+                            serve(stream, server, draining, crowded).await;
                         }
                     });
                 }

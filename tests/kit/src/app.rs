@@ -54,6 +54,12 @@ impl Setup {
         self
     }
 
+    /// How long a client may take to send a request.
+    pub fn request_timeout(mut self, limit: Duration) -> Self {
+        self.options.request_timeout = limit;
+        self
+    }
+
     /// How many threads serve; the default is one.
     pub fn threads(mut self, count: usize) -> Self {
         self.options.threads = NonZeroUsize::new(count).unwrap_or(NonZeroUsize::MIN);

@@ -20,6 +20,7 @@ mod pooler;
 mod relay;
 mod schema;
 mod secrets;
+mod server;
 mod stopping;
 mod threads;
 mod tls;
