@@ -44,9 +44,10 @@ async fn answer(request: Request) -> Result<Response, Rejection> {
             "A browser sent this for a page of another origin, which is not served. If the page is this server's own, a proxy in between changes `Host`: let it pass the one that the browser sent.",
         ));
     }
+    // Before the route: a GET at the start shows whether the variables are right.
+    let config = config::load().await?;
     let (method, path) = client::target(&request);
     let route = route(method, &path)?;
-    let config = config::load().await?;
     match route {
         Route::Prompt => prompt(request, config).await,
     }
