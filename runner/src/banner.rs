@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
-use http::{Request, Uri, header};
+use http::{Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -27,6 +27,9 @@ const DATABASE_URL: &str = "database_url";
 
 /// Ollama runs on this machine or nearby: the start does not wait longer for it.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The first instance starts, on a machine that may be busy.
+const CHECK_PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) async fn print(
     manifest: &Manifest,
@@ -105,7 +108,8 @@ fn database(url: &str) -> Option<String> {
 async fn models(url: &str) -> Result<Vec<String>> {
     let url = format!("{}/api/tags", url.trim_end_matches('/'));
     let body = timeout(PATIENCE, get(&url)).await;
-    let body = body.context("no answer within a second")??;
+    let (status, body) = body.context("no answer within a second")??;
+    ensure!(status.is_success(), "it answers {status}");
     let body: serde_json::Value = serde_json::from_slice(&body).context("it is no Ollama")?;
     let models = body.get("models").and_then(|models| models.as_array());
     let names = models
@@ -115,7 +119,23 @@ async fn models(url: &str) -> Result<Vec<String>> {
     Ok(names.map(str::to_owned).collect())
 }
 
-async fn get(url: &str) -> Result<Bytes> {
+/// Has the component look at its variables: it does before it refuses the method.
+pub(crate) async fn check(address: SocketAddr) -> Result<()> {
+    let url = format!("http://{}/llmchat/", reachable(address));
+    let answer = timeout(CHECK_PATIENCE, get(&url)).await;
+    let (status, body) = answer.context("the component does not answer")??;
+    let body: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+    let error = body.get("error").and_then(|error| error.as_str());
+    ensure!(
+        !status.is_server_error(),
+        "{}",
+        error.unwrap_or("the component fails: see above")
+    );
+    Ok(())
+}
+
+/// Asks for a page; returns with the status and the body.
+async fn get(url: &str) -> Result<(StatusCode, Bytes)> {
     const LIMIT: usize = 1 << 20;
     let uri: Uri = url.parse().context("no URL")?;
     ensure!(
@@ -132,9 +152,8 @@ async fn get(url: &str) -> Result<Bytes> {
         .body(Empty::<Bytes>::new())?;
     let response = sender.send_request(request).await?;
     let status = response.status();
-    ensure!(status.is_success(), "it answers {status}");
     let body = Limited::new(response.into_body(), LIMIT).collect().await;
-    Ok(body.map_err(anyhow::Error::from_boxed)?.to_bytes())
+    Ok((status, body.map_err(anyhow::Error::from_boxed)?.to_bytes()))
 }
 
 #[cfg(test)]

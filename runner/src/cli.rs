@@ -24,6 +24,11 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:3000")]
     pub(crate) listen: SocketAddr,
 
+    /// Answer requests for this host name too. On a loopback address only loopback names are
+    /// answered, elsewhere all if none is given
+    #[arg(long = "allow-host", value_name = "NAME", value_parser = host_name)]
+    allowed_hosts: Vec<String>,
+
     /// Answer from a built-in stand-in instead of Ollama: no model, made-up text
     #[arg(long)]
     stand_in: bool,
@@ -73,8 +78,25 @@ fn variable(text: &str) -> Result<(String, String)> {
     }
 }
 
+/// Without a port: the name counts.
+fn host_name(text: &str) -> Result<String> {
+    match text.parse::<http::uri::Authority>() {
+        Ok(name) if name.as_str() == name.host() => Ok(text.trim_end_matches('.').to_owned()),
+        _ => bail!("it should be a name or an address, without scheme and port"),
+    }
+}
+
 fn seconds(text: &str) -> Result<Duration> {
     Ok(Duration::try_from_secs_f64(text.parse()?)?)
+}
+
+/// The name that `name` is most like, if it is at all.
+fn nearest<'a>(name: &str, names: &'a [String]) -> Option<&'a String> {
+    let likeness = |other: &&String| strsim::jaro(name, other);
+    let nearest = names
+        .iter()
+        .max_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;
+    (likeness(&nearest) > 0.85).then_some(nearest)
 }
 
 impl Cli {
@@ -99,6 +121,29 @@ impl Cli {
         environment.chain(self.variables.iter().cloned()).collect()
     }
 
+    /// Environment variables that look like ours and are not, with the name that was meant.
+    pub(crate) fn misspelled(manifest: &Manifest) -> impl Iterator<Item = String> {
+        let names = manifest
+            .variables()
+            .keys()
+            .map(|name| environment_name(name));
+        let names: Vec<String> = names.collect();
+        std::env::vars_os().filter_map(move |(name, _)| {
+            let name = name.into_string().ok()?;
+            let is_unknown = name.starts_with("SPIN_VARIABLE_") && !names.contains(&name);
+            is_unknown.then(|| match nearest(&name, &names) {
+                Some(meant) => format!("{name} has no effect: is {meant} meant?"),
+                None => format!("{name} has no effect: there is no such variable"),
+            })
+        })
+    }
+
+    /// Pages of the web can make their own name lead to a loopback address.
+    pub(crate) fn allowed_hosts(&self) -> Option<Vec<String>> {
+        let is_restricted = self.listen.ip().is_loopback() || !self.allowed_hosts.is_empty();
+        is_restricted.then(|| self.allowed_hosts.clone())
+    }
+
     pub(crate) fn stand_in(&self) -> Option<ollama_stand_in::Config> {
         self.stand_in.then(|| ollama_stand_in::Config {
             rate: Some(self.stand_in_rate),
@@ -116,6 +161,28 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory as _;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_misspelled_name_leads_to_the_one_that_was_meant() {
+        let names = ["SPIN_VARIABLE_OLLAMA_URL", "SPIN_VARIABLE_DATABASE_URL"].map(str::to_owned);
+        for (name, meant) in [
+            ("SPIN_VARIABLE_OLAMA_URL", Some(&names[0])),
+            ("SPIN_VARIABLE_DATABASEURL", Some(&names[1])),
+            ("SPIN_VARIABLE_XYZ", None),
+        ] {
+            assert_eq!(nearest(name, &names), meant, "{name}");
+        }
+    }
+
+    #[test]
+    fn an_allowed_host_is_a_name_or_an_address() {
+        for good in ["chat.example", "192.168.1.2", "[fe80::1]"] {
+            assert_eq!(host_name(good).unwrap(), good);
+        }
+        for bad in ["", "http://chat.example", "chat.example:80", "a b", "u@a"] {
+            assert!(host_name(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -45,6 +45,9 @@ async fn run(cli: cli::Cli) -> Result<()> {
     }
     // Report a wrong name before the build, which takes a while.
     Variables::resolve(&manifest, &variables)?;
+    for warning in cli::Cli::misspelled(&manifest) {
+        Output::default().line(format_args!("warning: {warning}"));
+    }
     if !cli.no_build {
         manifest.build()?;
     }
@@ -53,6 +56,7 @@ async fn run(cli: cli::Cli) -> Result<()> {
         listen: cli.listen,
         variables,
         state_dir: cli.state_dir.clone(),
+        allowed_hosts: cli.allowed_hosts(),
         drain: cli.drain,
         threads: cli.threads.unwrap_or_else(runtime::default_threads),
         instances: InstanceLimits {
@@ -66,6 +70,7 @@ async fn run(cli: cli::Cli) -> Result<()> {
     let host = Host::start(&program, options.clone())
         .await
         .map_err(explain_address_in_use)?;
+    banner::check(host.address()).await?;
     banner::print(&manifest, &options, host.address(), stand_in.is_some()).await?;
 
     signals.next().await;

@@ -24,8 +24,12 @@ struct Program {
 impl Program {
     /// Starts it with the stand-in, and waits for its banner.
     fn start(arguments: &[&str]) -> Self {
+        Self::spawn(command(arguments))
+    }
+
+    fn spawn(mut command: Command) -> Self {
         let state = tempfile::tempdir().unwrap();
-        let mut child = command(arguments)
+        let mut child = command
             .args(["--listen", "127.0.0.1:0", "--stand-in", "--state-dir"])
             .arg(state.path())
             .spawn()
@@ -47,6 +51,19 @@ impl Program {
         let stream = TcpStream::connect(&self.address).unwrap();
         stream.set_read_timeout(Some(LONG)).unwrap();
         stream
+    }
+
+    /// Sends a request with this `Host`; returns with the answer.
+    fn get(&self, host: &str) -> String {
+        let mut stream = self.connect();
+        write!(
+            stream,
+            "GET /llmchat/ HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
     }
 
     /// Sends a prompt; returns with the first bytes of the answer.
@@ -107,4 +124,68 @@ fn a_program_whose_terminal_has_gone_lets_its_replies_end() {
     stream.read_to_string(&mut answer).unwrap();
     assert!(answer.contains("\"done\":true"), "{answer}");
     assert!(program.child.wait().unwrap().success());
+}
+
+#[test]
+fn on_loopback_only_loopback_names_and_those_that_are_allowed_are_answered() {
+    let program = Program::start(&["--allow-host", "chat.example"]);
+    for host in [
+        "localhost",
+        "127.0.0.1:1",
+        "[::1]",
+        "chat.example",
+        "CHAT.example:80",
+    ] {
+        let answer = program.get(host);
+        assert!(answer.starts_with("HTTP/1.1 405"), "{host}: {answer}");
+    }
+    for host in ["evil.example", "0.0.0.0", "localhost.evil.example"] {
+        let answer = program.get(host);
+        assert!(answer.starts_with("HTTP/1.1 403"), "{host}: {answer}");
+        assert!(
+            answer.contains("origin_refused") && answer.contains("--allow-host"),
+            "{answer}"
+        );
+    }
+}
+
+#[test]
+fn a_wrong_variable_is_named_at_the_start() {
+    for (variable, named) in [
+        ("turn_timeout=soon", "turn_timeout"),
+        ("on_busy=wait", "on_busy"),
+        ("database_url=nonsense", "database_url"),
+    ] {
+        let output = command(&["--listen", "127.0.0.1:0", "--variable", variable])
+            .env("SPIN_VARIABLE_OLAMA_URL", "http://localhost:1")
+            .output()
+            .unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success(), "{variable}: {error}");
+        assert!(error.contains(named), "{variable}: {error}");
+        assert!(
+            error.contains("is SPIN_VARIABLE_OLLAMA_URL meant?"),
+            "{error}"
+        );
+    }
+}
+
+/// More connections than there are descriptors, without a request.
+#[test]
+fn idle_connections_close_the_server_for_nobody() {
+    let whole = command(&["--stand-in-rate", "1000", "--threads", "1"]);
+    let mut limited = Command::new("sh");
+    limited
+        .args(["-c", "ulimit -n 256; exec \"$0\" \"$@\""])
+        .arg(whole.get_program())
+        .args(whole.get_args())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut program = Program::spawn(limited);
+    drop((program.child.stdout.take(), program.child.stderr.take()));
+    let idle: Vec<_> = (0..300).map(|_| program.connect()).collect();
+    let (mut stream, mut answer) = program.begin();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains("\"done\":true"), "{answer}");
+    drop(idle);
 }
