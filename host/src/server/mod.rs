@@ -114,6 +114,13 @@ impl Host {
             state_dir,
             options.max_row_bytes,
         ));
+        for path in sqlite.make_private() {
+            let output = &options.output;
+            output.line(format_args!(
+                "{} could be read by other users: now only by this one",
+                path.display()
+            ));
+        }
         let requests = Arc::<Requests>::default();
         let listener = listen(options.listen)
             .with_context(|| format!("cannot listen on {}", options.listen))?;

@@ -9,7 +9,7 @@ use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::types::{Value as Sql, ValueRef};
 
 use super::result::Sender;
-use super::wit;
+use super::{private, wit};
 
 /// How long a statement waits for another connection's lock: rusqlite's default, and so Spin's.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -30,9 +30,7 @@ pub struct Connection {
 
 impl Connection {
     pub(super) fn open(path: &Path, write_queue: WriteQueue) -> Result<Self, wit::Error> {
-        if let Some(dir) = path.parent() {
-            std::fs::create_dir_all(dir).map_err(io)?;
-        }
+        private::create(path).map_err(io)?;
         let connection = rusqlite::Connection::open(path).map_err(io)?;
         connection.busy_timeout(BUSY_TIMEOUT).map_err(io)?;
         // ATTACH would give access to every file of this process.

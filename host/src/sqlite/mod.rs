@@ -15,6 +15,7 @@ use crate::instance::{Instance, Spin, push, resource, services};
 use crate::rows;
 
 mod connection;
+mod private;
 mod result;
 
 #[allow(unreachable_pub, reason = "`bindgen!` re-exports it")]
@@ -46,6 +47,22 @@ impl Databases {
             write_queue: WriteQueue::default(),
             max_row_bytes,
         }
+    }
+
+    /// Takes from group and others what an earlier run gave them: the files, and `.spin` itself.
+    /// Another directory is somebody's choice. Returns what was changed.
+    pub(crate) fn make_private(&self) -> Vec<PathBuf> {
+        let file = sqlite_file(&self.dir);
+        let beside = |suffix: &str| {
+            let mut name = file.clone().into_os_string();
+            name.push(suffix);
+            PathBuf::from(name)
+        };
+        let is_ours = self.dir.file_name().is_some_and(|name| name == ".spin");
+        let mut paths = vec![beside("-wal"), beside("-shm"), file.clone()];
+        paths.extend(is_ours.then(|| self.dir.clone()));
+        paths.retain(|path| private::tighten(path).unwrap_or(false));
+        paths
     }
 
     fn path(&self, label: &str) -> Result<PathBuf, wit::Error> {
