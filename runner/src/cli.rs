@@ -54,7 +54,7 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "DIRECTORY")]
     pub(crate) state_dir: Option<PathBuf>,
 
-    /// Seconds that SIGINT and SIGTERM leave to replies in progress
+    /// Seconds that SIGINT, SIGTERM and SIGHUP leave to replies in progress
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     pub(crate) drain: Duration,
 

@@ -83,9 +83,10 @@ impl Program {
         (stream, start)
     }
 
-    fn terminate(&self) {
+    fn signal(&self, name: &str) {
         let id = self.child.id().to_string();
-        assert!(Command::new("kill").arg(id).status().unwrap().success());
+        let status = Command::new("kill").args(["-s", name, &id]).status();
+        assert!(status.unwrap().success());
     }
 }
 
@@ -113,17 +114,16 @@ fn command(arguments: &[&str]) -> Command {
 
 #[test]
 fn a_program_whose_terminal_has_gone_lets_its_replies_end() {
-    let mut program = Program::start(&["--stand-in-rate", "20"]);
-    drop((program.child.stdout.take(), program.child.stderr.take()));
-    let (mut stream, mut answer) = program.begin();
-    assert!(
-        !answer.contains("\"done\":true"),
-        "the reply is still running"
-    );
-    program.terminate();
-    stream.read_to_string(&mut answer).unwrap();
-    assert!(answer.contains("\"done\":true"), "{answer}");
-    assert!(program.child.wait().unwrap().success());
+    for signal in ["TERM", "HUP"] {
+        let mut program = Program::start(&["--stand-in-rate", "20"]);
+        drop((program.child.stdout.take(), program.child.stderr.take()));
+        let (mut stream, mut answer) = program.begin();
+        assert!(!answer.contains("\"done\":true"), "still running");
+        program.signal(signal);
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.contains("\"done\":true"), "{signal}: {answer}");
+        assert!(program.child.wait().unwrap().success(), "{signal}");
+    }
 }
 
 #[test]
