@@ -201,3 +201,23 @@ impl From<NotRead> for Refusal {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use super::*;
+
+    #[tokio::test]
+    async fn an_overload_says_when_to_try_again() {
+        let refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", "Later.");
+        let response = refusal.response();
+        assert_eq!(response.headers()[header::RETRY_AFTER], "1");
+        assert_eq!(response.headers()[header::CONTENT_TYPE], "application/json");
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(
+            body,
+            serde_json::json!({"error": "Later.", "code": "overloaded"})
+        );
+    }
+}
