@@ -14,9 +14,9 @@ mod store;
 mod wire;
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 use tokio::net::TcpStream;
 
 pub use app::{Setup, TestApp};
@@ -34,6 +34,21 @@ const LONG: Duration = Duration::from_secs(20);
 pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> Result<T> {
     let done = tokio::time::timeout(LONG, future).await;
     done.map_err(|_| anyhow!("still waiting after {LONG:?}: {what}"))
+}
+
+/// How late something with a limit may be on a busy machine.
+const SLACK: Duration = Duration::from_secs(4);
+
+/// Waits for what ends at a limit; fails if it ends before, or later than a busy machine explains.
+pub async fn at_limit<T>(limit: Duration, future: impl Future<Output = T>) -> Result<T> {
+    let begun = Instant::now();
+    let done = within("what has a limit", future).await?;
+    let took = begun.elapsed();
+    ensure!(
+        (limit..limit + SLACK).contains(&took),
+        "took {took:?}, and its limit is {limit:?}"
+    );
+    Ok(done)
 }
 
 /// Polls until `condition` holds. For what nobody announces, such as a row that another process

@@ -5,10 +5,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use llmchat_testkit::{
-    Backend, Cluster, Event, PASSWORD, TestApp, Wire, messages, on_both_stores, until, within,
+    Backend, Cluster, Event, PASSWORD, TestApp, Wire, at_limit, messages, on_both_stores, until,
 };
 use ollama_stand_in::{Gate, Refused, Script, Unresponsive, wire};
 use serde_json::Value;
+
+/// `database_timeout` in [`with_wire`].
+const LIMIT: Duration = Duration::from_secs(2);
 
 async fn with_wire() -> Result<TestApp> {
     TestApp::on(Backend::Postgres)
@@ -68,7 +71,9 @@ async fn a_database_elsewhere_is_reached_only_where_database_host_says_so() -> R
 async fn a_database_that_does_not_take_the_connection_is_a_500_in_time() -> Result<()> {
     let nobody = Unresponsive::new().await?;
     let app = with_database_at(nobody.address()).await?;
-    app.prompt("app", "Hi").await?.error(500).await?;
+    let limit = Duration::from_millis(500);
+    let answer = at_limit(limit, app.prompt("app", "Hi")).await??;
+    answer.error(500).await?;
     assert_eq!(app.ollama.chats(), 0);
     Ok(())
 }
@@ -79,7 +84,8 @@ async fn a_database_that_does_not_answer_is_a_500_in_time() -> Result<()> {
     app.ollama.always(Script::reply(["ok"]));
     app.ask("app", "Hi").await?;
     app.database_wire()?.hold();
-    app.prompt("app", "lost").await?.error(500).await?;
+    let answer = at_limit(LIMIT, app.prompt("app", "lost")).await??;
+    answer.error(500).await?;
     assert_eq!(app.ollama.chats(), 1);
 
     app.database_wire()?.cut();
@@ -185,9 +191,9 @@ async fn a_reply_that_cannot_be_stored_is_no_done_and_is_not_lost_to_the_user() 
         r#"{"model":"m","message":{"role":"assistant","content":" words","x":1.50},"done":true}"#;
     let script = Script::new().token("last").gate(&gate).line(last);
     let events = app.begin("app", "Hi", script).await?;
-    app.database_wire()?.take_down();
+    app.database_wire()?.hold();
     gate.open();
-    let rest = events.rest().await?;
+    let rest = at_limit(LIMIT, events.rest()).await??;
     let [Event::Error { code, data, .. }] = &rest[..] else {
         bail!("{rest:?}");
     };
@@ -197,6 +203,7 @@ async fn a_reply_that_cannot_be_stored_is_no_done_and_is_not_lost_to_the_user() 
     let stored = app.conversation("app").await?;
     assert_eq!(stored, messages(&[("user", "Hi")]));
 
+    app.database_wire()?.cut();
     app.database_wire()?.restore();
     app.turn("app", "Again", "ok").await?;
     assert_eq!(app.rows("app").await?.len(), 3);
@@ -481,7 +488,7 @@ async fn a_sqlite_database_that_stays_locked_is_a_500_in_time() -> Result<()> {
     app.ollama.always(Script::reply(["ok"]));
     app.ask("app", "Hi").await?;
     let lock = app.lock().await?;
-    let answer = within("the answer", app.prompt("app", "Hi")).await??;
+    let answer = at_limit(LIMIT, app.prompt("app", "Hi")).await??;
     answer.error(500).await?;
     assert_eq!(app.ollama.chats(), 1);
     lock.release().await

@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use llmchat_testkit::{Backend, Event, TestApp, messages, on_both_stores};
+use llmchat_testkit::{Backend, Event, TestApp, at_limit, messages, on_both_stores};
 use ollama_stand_in::{Ending, Refused, Script, Unresponsive, wire};
+
+/// What a test sets as the limit of one wait.
+const LIMIT: Duration = Duration::from_millis(500);
 
 /// The code and the message of an error that is the only event.
 fn only_error(events: &[Event]) -> Result<(&str, &str)> {
@@ -99,7 +102,7 @@ on_both_stores! {
             .variable("ollama_connect_timeout", "500ms")
             .start()
             .await?;
-        let events = app.ask("app", "Hi").await?;
+        let events = at_limit(LIMIT, app.ask("app", "Hi")).await??;
         assert_eq!(only_error(&events)?.0, "ollama_unreachable");
         Ok(())
     }
@@ -113,7 +116,7 @@ on_both_stores! {
     async fn no_answer_is_given_up_in_time(backend: Backend) -> Result<()> {
         let app = TestApp::with(backend, "ollama_first_byte_timeout", "500ms").await?;
         app.ollama.push(Script::silence());
-        let events = app.ask("app", "Hi").await?;
+        let events = at_limit(LIMIT, app.ask("app", "Hi")).await??;
         assert_eq!(only_error(&events)?.0, "ollama_timeout");
         assert_eq!(app.ollama_ended(1).await?, Ending::ClientLeft);
         assert_eq!(app.conversation("app").await?, messages(&[("user", "Hi")]));
@@ -121,7 +124,13 @@ on_both_stores! {
     }
 
     async fn silence_in_mid_reply_is_given_up_in_time(backend: Backend) -> Result<()> {
-        keeps_what_was_shown(backend, Script::new().tokens(["par", "tial"]).hang(), "ollama_timeout").await
+        let app = TestApp::with(backend, "ollama_idle_timeout", "500ms").await?;
+        app.ollama.push(Script::new().tokens(["par", "tial"]).hang());
+        let events = at_limit(LIMIT, app.ask("app", "Hi")).await??;
+        assert_eq!(events.len(), 3, "{events:?}");
+        assert_eq!(events[2].code(), Some("ollama_timeout"));
+        assert_eq!(app.rows("app").await?[1].parts(), ("assistant", "partial", "partial"));
+        Ok(())
     }
 
     async fn a_reply_that_breaks_off_is_told_and_kept(backend: Backend) -> Result<()> {
@@ -178,7 +187,8 @@ on_both_stores! {
         let thinking = r#"{"message":{"content":"","thinking":"hm"},"done":false}"#;
         app.ollama.push(Script::new().token("a").endless(thinking));
         // Not parsed: that would be slower than Ollama here.
-        let body = app.prompt("app", "Hi").await?.text().await?;
+        let answer = async { app.prompt("app", "Hi").await?.text().await };
+        let body = at_limit(Duration::from_secs(1), answer).await??;
         let last = body.rsplit("\n\n").nth(1).unwrap_or_default();
         assert!(last.starts_with("event: error\n") && last.contains("turn_timeout"), "{last}");
         assert_eq!(app.ollama_ended(1).await?, Ending::ClientLeft);
@@ -192,7 +202,7 @@ on_both_stores! {
             script.token("a").delay(Duration::from_millis(100))
         });
         app.ollama.push(slowly);
-        let events = app.ask("app", "Hi").await?;
+        let events = at_limit(Duration::from_secs(1), app.ask("app", "Hi")).await??;
         assert_eq!(events.last().and_then(Event::code), Some("turn_timeout"));
         assert_eq!(app.rows("app").await?[1].message, "a".repeat(events.len() - 1));
         Ok(())
