@@ -46,6 +46,23 @@ on_both_stores! {
         Ok(())
     }
 
+    async fn a_reply_is_kept_whose_client_left_while_it_was_being_stored(backend: Backend) -> Result<()> {
+        let app = TestApp::start(backend).await?;
+        let gate = Gate::new();
+        let script = Script::new().token("whole").gate(&gate).token(" reply").done();
+        let mut events = app.begin("app", "Hi", script).await?;
+        let lock = app.lock().await?;
+        gate.open();
+        // All but the receipt.
+        assert_eq!(events.next().await?, Some(Event::Data(wire::token(" reply"))));
+        assert_eq!(app.ollama_ended(1).await?, Ending::Complete);
+        drop(events);
+        lock.release().await?;
+        app.until_rows("app", 2).await?;
+        assert_eq!(app.rows("app").await?[1].parts(), ("assistant", "whole reply", "complete"));
+        Ok(())
+    }
+
     async fn a_reply_is_kept_whose_client_left_before_it_began(backend: Backend) -> Result<()> {
         // Comments find out that the client has left, long before the first line.
         let app = TestApp::with(backend, "comment_interval", "50ms").await?;
