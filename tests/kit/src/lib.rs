@@ -2,14 +2,15 @@
 //! a database on one side, a scripted Ollama on the other, and a client in front.
 //!
 //! [`TestApp`] puts these together. [`Cluster`] is a PostgreSQL server for one run, [`Store`] the
-//! database that a component uses, [`Wire`] a network that fails on command, [`Client`] what a user
-//! has. Ollama is the crate `ollama_stand_in`.
+//! database that a component uses, [`Wire`] a network that fails on command, [`Process`] the program that
+//! users run, [`Client`] what a user has. Ollama is the crate `ollama_stand_in`.
 
 mod app;
 mod client;
 mod cluster;
 mod database;
 mod pooler;
+mod process;
 mod store;
 mod wire;
 
@@ -24,6 +25,7 @@ pub use client::{Answer, Client, Event, Events, prompt};
 pub use cluster::{Cluster, PASSWORD};
 pub use database::Database;
 pub use pooler::Pooler;
+pub use process::{Process, Variables};
 pub use store::{Backend, Lock, Row, Store, messages};
 pub use wire::Wire;
 

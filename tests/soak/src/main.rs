@@ -1,13 +1,11 @@
 //! The soak: thousands of turns while everything fails, and an audit at the end.
 //!
 //! [`plan`] decides what is to happen, [`world`] is the environment and makes the faults happen,
-//! [`hosts`] are the processes under test, [`client`] runs a turn, and [`auditor`] compares what was
-//! seen with what is stored. [`stalled`] is a second command: clients that do not read, and the
-//! memory that they cost.
+//! [`client`] runs a turn, and [`auditor`] compares what was seen with what is stored. [`stalled`] is
+//! a second command: clients that do not read, and the memory that they cost.
 
 mod auditor;
 mod client;
-mod hosts;
 mod plan;
 mod stalled;
 mod world;

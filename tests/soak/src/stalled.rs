@@ -15,14 +15,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use llmchat_testkit::prompt;
+use llmchat_testkit::{Process, prompt};
 use ollama_stand_in::{Script, Server, wire};
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
-
-use crate::hosts::{self, Host};
 
 /// How long nothing may move before the streams count as stalled.
 const QUIET: Duration = Duration::from_secs(2);
@@ -56,7 +54,6 @@ impl Stalled {
             Path::new("/proc/self/status").exists(),
             "memory is read from /proc, which only Linux has"
         );
-        let program = hosts::build().await?;
         let directory = TempDir::with_prefix("llmchat-stalled-")?;
         let ollama = Server::scripted().await?;
         let mut line = wire::token("a token of ordinary length ");
@@ -72,7 +69,7 @@ impl Stalled {
             // The turns end when the clients leave.
             ("on_disconnect", "cancel".to_owned()),
         ];
-        let host = Host::start(&program, directory.path(), "host", variables).await?;
+        let host = Process::start(directory.path(), "host", variables).await?;
         let pid = host.pid().await?;
         let idle = memory(pid)?;
         println!("idle: {idle}");

@@ -1,18 +1,16 @@
 //! Everything around the clients: database, Ollama, hosts, the network between them, and the faults.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use llmchat_testkit::{Cluster, Database, Row, Store, Wire};
+use llmchat_testkit::{Cluster, Database, Process, Row, Store, Variables, Wire};
 use ollama_stand_in::{Request, Script, Server};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 use crate::auditor::Call;
-use crate::hosts::{self, Host, Variables};
 use crate::plan::{Fault, Plan, PlannedFault, TurnId};
 
 /// The bounds that the hosts run with: short, so that running into one is cheap.
@@ -29,7 +27,7 @@ const BOUNDS: [(&str, &str); 7] = [
 /// One host, and the network around it.
 #[derive(Debug)]
 pub(crate) struct Node {
-    pub(crate) host: Host,
+    pub(crate) host: Process,
     database: Option<Wire>,
     ollama: Wire,
 }
@@ -63,7 +61,6 @@ impl World {
         plan: Plan,
         variables: &Variables,
     ) -> Result<(Arc<Self>, mpsc::Receiver<PlannedFault>)> {
-        let program = hosts::build().await?;
         let directory = TempDir::with_prefix("llmchat-soak-")?;
         let ollama = Server::scripted().await?;
         ollama.answer(move |request| match turn_of(request) {
@@ -87,13 +84,13 @@ impl World {
             queue,
         };
         for _ in 0..plan.hosts {
-            let node = world.node(&program, variables).await?;
+            let node = world.node(variables).await?;
             world.nodes.push(node);
         }
         Ok((Arc::new(world), faults))
     }
 
-    async fn node(&self, program: &Path, variables: &Variables) -> Result<Node> {
+    async fn node(&self, variables: &Variables) -> Result<Node> {
         let ollama = Wire::to(self.ollama.address()).await?;
         let mut all: Variables = BOUNDS.map(|(name, value)| (name, value.to_owned())).into();
         all.push(("ollama_url", format!("http://{}", ollama.address())));
@@ -106,7 +103,7 @@ impl World {
         all.extend_from_slice(variables);
         let name = format!("host-{}", self.nodes.len());
         Ok(Node {
-            host: Host::start(program, self._directory.path(), &name, all).await?,
+            host: Process::start(self._directory.path(), &name, all).await?,
             database: wire,
             ollama,
         })
