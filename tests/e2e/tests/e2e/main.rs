@@ -14,6 +14,8 @@ mod busy;
 mod clients;
 mod conversation;
 mod faults;
+#[cfg(target_os = "linux")]
+mod killed;
 mod limits;
 mod ollama;
 mod pooler;
