@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
 use crate::{
-    Answer, Backend, Client, Cluster, Database, Event, Events, LONG, Lock, Row, Store, Wire,
+    Answer, Backend, Client, Cluster, Database, Disk, Event, Events, LONG, Lock, Row, Store, Wire,
     prompt, until, within,
 };
 
@@ -38,6 +38,7 @@ pub struct Setup {
     options: Options,
     has_database_wire: bool,
     has_ollama_wire: bool,
+    disk: Option<usize>,
 }
 
 impl Setup {
@@ -90,19 +91,33 @@ impl Setup {
         self
     }
 
+    /// Has the store on a small [`Disk`].
+    pub fn disk(mut self, mebibytes: usize) -> Self {
+        self.disk = Some(mebibytes);
+        self
+    }
+
     /// Starts the program, Ollama and the database.
     pub async fn start(mut self) -> Result<TestApp> {
         let program = program().await?;
         let state = TempDir::with_prefix("llmchat-test-")?;
         self.options.state_dir = Some(state.path().to_owned());
-
         let ollama = Server::scripted().await?;
         let (address, ollama_wire) = wire(self.has_ollama_wire, ollama.address()).await?;
         self.default("ollama_url", format!("http://{address}"));
+        let mut disk = None;
         let (store, database_wire) = match self.backend {
-            Backend::Sqlite => (Store::Sqlite(state.path().join("sqlite_db.db")), None),
+            Backend::Sqlite => {
+                disk = self.disk.map(Disk::new).transpose()?;
+                let path = disk.as_ref().map_or(state.path(), Disk::path);
+                self.options.state_dir = Some(path.to_owned());
+                (Store::Sqlite(path.join("sqlite_db.db")), None)
+            }
             Backend::Postgres => {
                 let database = Cluster::shared().await?.database().await?;
+                if let Some(mebibytes) = self.disk {
+                    disk = Some(database.disk(mebibytes).await?);
+                }
                 let (address, wire) = wire(self.has_database_wire, database.address()).await?;
                 self.default("database_url", database.url_at(address));
                 (Store::Postgres(database), wire)
@@ -118,6 +133,7 @@ impl Setup {
             ollama_wire,
             database_wire,
             store,
+            disk,
             _state: state,
         })
     }
@@ -149,6 +165,7 @@ pub struct TestApp {
     remains: Option<Remains>,
     options: Options,
     store: Store,
+    disk: Option<Disk>,
     _state: TempDir,
 }
 
@@ -175,6 +192,7 @@ impl TestApp {
             },
             has_database_wire: false,
             has_ollama_wire: false,
+            disk: None,
         }
     }
 
@@ -294,6 +312,11 @@ impl TestApp {
     pub fn database_wire(&self) -> Result<&Wire> {
         let wire = self.database_wire.as_ref();
         wire.context("there is no wire to the database")
+    }
+
+    /// The disk that its store is on.
+    pub fn disk(&self) -> Result<&Disk> {
+        self.disk.as_ref().context("there is no small disk")
     }
 
     /// The network between it and Ollama.

@@ -17,6 +17,7 @@ use tokio::sync::OnceCell;
 use tokio_postgres::{Client, Config, NoTls};
 
 use crate::database::Database;
+use crate::disk::Disk;
 
 /// The superuser's password, which must be in nothing that is printed or sent.
 pub const PASSWORD: &str = "pw-7f3a-must-never-show";
@@ -163,6 +164,13 @@ impl Cluster {
     pub fn log(&self) -> Result<String> {
         let log = fs::read(self.directory.join("log"))?;
         Ok(String::from_utf8_lossy(&log).into_owned())
+    }
+
+    /// A small disk that is there for as long as this server.
+    pub(crate) fn disk(&self, mebibytes: usize) -> Result<Disk> {
+        let disk = Disk::mount(mebibytes, Some(&self.directory))?;
+        give_away(disk.path())?;
+        Ok(disk)
     }
 
     async fn ready(&self) -> Result<()> {

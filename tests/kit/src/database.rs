@@ -1,5 +1,6 @@
 //! One database of the cluster: how the component reaches it, and what a test looks up in it.
 
+use std::fs;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,7 +9,8 @@ use anyhow::Result;
 use tokio::sync::Mutex;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-use crate::cluster::{APPLICATION, Cluster, PASSWORD, USER};
+use crate::cluster::{APPLICATION, Cluster, PASSWORD, USER, give_away};
+use crate::disk::Disk;
 use crate::store::Row;
 use crate::until;
 
@@ -56,6 +58,22 @@ impl Database {
         .await?;
         let url = self.url_at(self.address());
         Ok(url.replace(&format!("//{USER}:"), &format!("//{role}:")))
+    }
+
+    /// A small disk, on which the tables are that are created from now on.
+    pub async fn disk(&self, mebibytes: usize) -> Result<Disk> {
+        let (name, disk) = (&self.name, self.cluster.disk(mebibytes)?);
+        let location = disk.path().join("tables");
+        fs::create_dir(&location)?;
+        give_away(&location)?;
+        let location = location.display();
+        self.execute(&format!("CREATE TABLESPACE {name} LOCATION '{location}'"))
+            .await?;
+        self.execute(&format!(
+            "ALTER DATABASE {name} SET default_tablespace = {name}"
+        ))
+        .await?;
+        Ok(disk)
     }
 
     /// Runs SQL: one statement or several.

@@ -37,14 +37,19 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts the first process. What it writes goes to `<name>.log` in `directory`, SQLite's file to
-    /// `state` there.
-    pub async fn start(directory: &Path, name: &str, variables: Variables) -> Result<Self> {
+    /// Starts the first process. What it writes goes to `<name>.log` in `directory`; SQLite's file is
+    /// in `state`.
+    pub async fn start(
+        directory: &Path,
+        state: &Path,
+        name: &str,
+        variables: Variables,
+    ) -> Result<Self> {
         let process = Self {
             // Free now; each process binds it.
             address: TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?,
             variables,
-            state: directory.join("state"),
+            state: state.to_owned(),
             log: directory.join(format!("{name}.log")),
             process: Mutex::default(),
         };

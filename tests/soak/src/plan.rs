@@ -97,6 +97,9 @@ pub(crate) enum Fault {
     DatabaseDelay,
     DatabaseHold,
     DatabaseSwallow,
+    DatabaseSilence,
+    DatabaseReadOnly,
+    DiskFull,
     OllamaCut,
     OllamaDown,
     HostKill,
@@ -105,7 +108,7 @@ pub(crate) enum Fault {
 
 impl Fault {
     fn draw(random: &mut Rng) -> Self {
-        match random.usize(0..16) {
+        match random.usize(0..21) {
             0 => Self::DatabaseRestart,
             1 => Self::DatabaseCrash,
             2 | 3 => Self::DatabaseCut,
@@ -116,6 +119,9 @@ impl Fault {
             10 => Self::OllamaCut,
             11 => Self::OllamaDown,
             12 | 13 => Self::HostKill,
+            14 | 15 => Self::DatabaseSilence,
+            16 | 17 => Self::DatabaseReadOnly,
+            18 => Self::DiskFull,
             _ => Self::HostStop,
         }
     }
@@ -123,7 +129,7 @@ impl Fault {
     fn needs_postgres(self) -> bool {
         !matches!(
             self,
-            Self::OllamaCut | Self::OllamaDown | Self::HostKill | Self::HostStop
+            Self::DiskFull | Self::OllamaCut | Self::OllamaDown | Self::HostKill | Self::HostStop
         )
     }
 }
@@ -345,7 +351,7 @@ mod tests {
             kinds.extend(turn.faults());
             kinds.extend(turn.fault.map(|planned| <&str>::from(planned.fault)));
         }
-        assert_eq!(kinds.len(), 7 + 4 + 11, "{kinds:?}");
+        assert_eq!(kinds.len(), 7 + 4 + 14, "{kinds:?}");
     }
 
     #[test]

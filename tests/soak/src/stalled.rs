@@ -69,7 +69,7 @@ impl Stalled {
             // The turns end when the clients leave.
             ("on_disconnect", "cancel".to_owned()),
         ];
-        let host = Process::start(directory.path(), "host", variables).await?;
+        let host = Process::start(directory.path(), directory.path(), "host", variables).await?;
         let pid = host.pid().await?;
         let idle = memory(pid)?;
         println!("idle: {idle}");

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use llmchat_testkit::{Cluster, Database, Process, Row, Store, Variables, Wire};
+use llmchat_testkit::{Cluster, Database, Disk, Process, Row, Store, Variables, Wire};
 use ollama_stand_in::{Request, Script, Server};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -24,6 +24,9 @@ const BOUNDS: [(&str, &str); 7] = [
     ("turn_timeout", "15s"),
 ];
 
+/// Of the disk that the store is on: more than a run writes. In MiB.
+const DISK: usize = 256;
+
 /// One host, and the network around it.
 #[derive(Debug)]
 pub(crate) struct Node {
@@ -40,6 +43,8 @@ pub(crate) struct World {
     pub(crate) nodes: Vec<Node>,
     ollama: Server,
     store: Store,
+    /// Where the machine lets us have one.
+    disk: Option<Disk>,
     _directory: TempDir,
     history: Mutex<History>,
     queue: mpsc::Sender<PlannedFault>,
@@ -68,9 +73,20 @@ impl World {
             Some(id) => plan.turn(id).script(),
             None => Script::refuse(400, "not of this run"),
         });
-        let store = match plan.has_postgres {
-            true => Store::Postgres(database().await?),
-            false => Store::Sqlite(directory.path().join("state/sqlite_db.db")),
+        let mut disk = None;
+        let has_disk = Disk::is_possible();
+        let store = if plan.has_postgres {
+            let database = database().await?;
+            if has_disk {
+                disk = Some(database.disk(DISK).await?);
+            }
+            Store::Postgres(database)
+        } else {
+            if has_disk {
+                disk = Some(Disk::new(DISK)?);
+            }
+            let state = disk.as_ref().map_or(directory.path(), Disk::path);
+            Store::Sqlite(state.join("sqlite_db.db"))
         };
         let (queue, faults) = mpsc::channel(4);
         let mut world = Self {
@@ -79,6 +95,7 @@ impl World {
             nodes: Vec::new(),
             ollama,
             store,
+            disk,
             _directory: directory,
             history: Mutex::default(),
             queue,
@@ -102,8 +119,12 @@ impl World {
         }
         all.extend_from_slice(variables);
         let name = format!("host-{}", self.nodes.len());
+        let state = match (&self.store, &self.disk) {
+            (Store::Sqlite(_), Some(disk)) => disk.path(),
+            _ => self._directory.path(),
+        };
         Ok(Node {
-            host: Process::start(self._directory.path(), &name, all).await?,
+            host: Process::start(self._directory.path(), state, &name, all).await?,
             database: wire,
             ollama,
         })
@@ -145,6 +166,16 @@ impl World {
                 let cluster = Cluster::shared().await?;
                 return cluster.restart(fault == Fault::DatabaseCrash).await;
             }
+            Fault::DatabaseReadOnly => return self.read_only(lasts).await,
+            Fault::DiskFull => {
+                let Some(disk) = &self.disk else {
+                    self.count("(left out: no disk to fill)");
+                    return Ok(());
+                };
+                disk.fill()?;
+                tokio::time::sleep(lasts).await;
+                return disk.free();
+            }
             Fault::HostKill => {
                 self.history().kills.push((planned.host, self.now()));
                 node.host.kill().await?;
@@ -156,6 +187,7 @@ impl World {
                 return node.host.up().await;
             }
             Fault::DatabaseCut => database()?.cut(),
+            Fault::DatabaseSilence => database()?.silence(),
             Fault::DatabaseRefuse => database()?.take_down(),
             Fault::DatabaseDelay => database()?.delay(lasts / 10),
             Fault::DatabaseHold => database()?.hold(),
@@ -171,6 +203,20 @@ impl World {
                 // Half an answer is worse than none.
                 wire.cut();
             }
+        }
+        Ok(())
+    }
+
+    /// The server takes no writes for a while, as in a failover. Connections that are open notice.
+    async fn read_only(&self, lasts: Duration) -> Result<()> {
+        let Store::Postgres(database) = &self.store else {
+            return Ok(());
+        };
+        for (is, lasts) in [("on", lasts), ("off", Duration::ZERO)] {
+            let set = format!("ALTER SYSTEM SET default_transaction_read_only = {is}");
+            database.execute(&set).await?;
+            database.execute("SELECT pg_reload_conf()").await?;
+            tokio::time::sleep(lasts).await;
         }
         Ok(())
     }

@@ -32,10 +32,7 @@ impl World {
             ("database_timeout", format!("{}s", LIMIT.as_secs())),
         ];
         let (store, network) = match backend {
-            Backend::Sqlite => (
-                Store::Sqlite(directory.path().join("state/sqlite_db.db")),
-                None,
-            ),
+            Backend::Sqlite => (Store::Sqlite(directory.path().join("sqlite_db.db")), None),
             Backend::Postgres => {
                 let database = Cluster::shared().await?.database().await?;
                 let network = Wire::to(database.address()).await?;
@@ -44,7 +41,8 @@ impl World {
             }
         };
         Ok(Self {
-            process: Process::start(directory.path(), "process", variables).await?,
+            process: Process::start(directory.path(), directory.path(), "process", variables)
+                .await?,
             ollama,
             store,
             network,
