@@ -508,3 +508,43 @@ async fn a_statement_that_was_given_up_takes_its_connection_with_it() -> Result<
     app.ask("app", "Hi").await?;
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sqlite_database_that_is_locked_when_a_reply_ends_is_waited_for() -> Result<()> {
+    let app = TestApp::start(Backend::Sqlite).await?;
+    let gate = Gate::new();
+    let script = Script::new().token("kept").gate(&gate).done();
+    let events = app.begin("app", "Hi", script).await?;
+    let lock = app.lock().await?;
+    gate.open();
+    app.ollama_ended(1).await?;
+    let (rest, ()) = tokio::try_join!(events.rest(), async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        lock.release().await
+    })?;
+    assert_eq!(rest, [Event::Data(wire::done())]);
+    let stored = app.conversation("app").await?;
+    assert_eq!(stored, messages(&[("user", "Hi"), ("assistant", "kept")]));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sqlite_database_that_stays_locked_when_a_reply_ends_is_told_in_time() -> Result<()> {
+    let app = TestApp::with(Backend::Sqlite, "database_timeout", "2s").await?;
+    let gate = Gate::new();
+    let script = Script::new().token("shown").gate(&gate).done();
+    let events = app.begin("app", "Hi", script).await?;
+    let lock = app.lock().await?;
+    gate.open();
+    let rest = at_limit(LIMIT, events.rest()).await??;
+    assert_eq!((rest.len(), rest[0].code()), (1, Some("database_failed")));
+    lock.release().await?;
+    app.turn("app", "Again", "ok").await?;
+    // The try that was given up may have got the lock after all.
+    let conversation = app.conversation("app").await?;
+    let without = messages(&[("user", "Hi"), ("user", "Again"), ("assistant", "ok")]);
+    let mut with = without.clone();
+    with.insert(1, ("assistant".to_owned(), "shown".to_owned()));
+    assert!([with, without].contains(&conversation), "{conversation:?}");
+    Ok(())
+}

@@ -13,6 +13,7 @@ mod browsers;
 mod busy;
 mod clients;
 mod conversation;
+mod disk;
 mod faults;
 #[cfg(target_os = "linux")]
 mod killed;
