@@ -1,7 +1,7 @@
 //! The operator's limits, and settings that cannot be used.
 
 use anyhow::{Result, ensure};
-use llmchat_testkit::{Backend, TestApp, on_both_stores, within};
+use llmchat_testkit::{Backend, TestApp, messages, on_both_stores, within};
 use ollama_stand_in::{Gate, Script};
 use serde_json::json;
 
@@ -72,4 +72,24 @@ async fn an_instance_that_needs_too_much_memory_ends_and_the_host_goes_on() -> R
     app.turn("app", "Hi", "ok").await?;
     assert_eq!(app.row_count().await?, 2);
     Ok(())
+}
+
+on_both_stores! {
+    async fn an_instance_that_traps_breaks_its_streams_off_and_their_prompts_are_kept(backend: Backend) -> Result<()> {
+        let app = TestApp::on(backend)
+            .variable("max_body_bytes", 64 << 20)
+            .instance_memory(16 << 20)
+            .start()
+            .await?;
+        let neighbour = app.begin("neighbour", "Hi", Script::new().token("lost").hang()).await?;
+        assert_eq!(app.instances(), 1);
+        let _ = app.prompt("app", &"x".repeat(32 << 20)).await;
+        // Not a clean end: the client knows that something is missing.
+        assert!(neighbour.rest().await.is_err());
+        app.turn("neighbour", "Again", "ok").await?;
+        let expected = messages(&[("user", "Hi"), ("user", "Again"), ("assistant", "ok")]);
+        assert_eq!(app.conversation("neighbour").await?, expected);
+        assert_eq!(app.row_count().await?, 3);
+        Ok(())
+    }
 }
