@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use llmchat_testkit::{Backend, Event, TestApp, at_limit, messages, on_both_stores};
-use ollama_stand_in::{Ending, Refused, Script, Unresponsive, wire};
+use ollama_stand_in::{Ending, Gate, Refused, Script, Unresponsive, wire};
 
 /// What a test sets as the limit of one wait.
 const LIMIT: Duration = Duration::from_millis(500);
@@ -131,6 +131,23 @@ on_both_stores! {
         assert_eq!(events[2].code(), Some("ollama_timeout"));
         assert_eq!(app.rows("app").await?[1].parts(), ("assistant", "partial", "partial"));
         Ok(())
+    }
+
+    async fn a_network_that_falls_silent_is_given_up_in_time(backend: Backend) -> Result<()> {
+        let app = TestApp::on(backend).variable("ollama_idle_timeout", "500ms").ollama_wire().start().await?;
+        let gate = Gate::new();
+        let script = Script::new().token("shown").gate(&gate).token(" lost").done();
+        let falls_silent = async {
+            let events = app.begin("app", "Hi", script).await?;
+            app.ollama_wire()?.silence();
+            gate.open();
+            events.rest().await
+        };
+        let events = at_limit(LIMIT, falls_silent).await??;
+        assert_eq!(only_error(&events)?.0, "ollama_timeout");
+        assert_eq!(app.rows("app").await?[1].parts(), ("assistant", "shown", "partial"));
+        // A connection that is new works.
+        app.turn("app", "Again", "ok").await
     }
 
     async fn a_reply_that_breaks_off_is_told_and_kept(backend: Backend) -> Result<()> {
