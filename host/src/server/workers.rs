@@ -118,9 +118,10 @@ pub(super) async fn accept(
     let serve = async {
         loop {
             if let Err(error) = next().await {
-                // Out of file descriptors, most likely: some will be free in a moment.
+                // Out of file descriptors, most likely: some will be free in a moment. Only those who wait
+                // now give theirs up; a stored notification would close the next connection that comes.
                 failed(error);
-                crowded.notify_one();
+                crowded.notify_waiters();
                 sleep(ACCEPT_PAUSE).await;
             }
         }
