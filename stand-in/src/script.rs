@@ -162,7 +162,8 @@ impl Gate {
         let _ = self.waiting.subscribe().wait_for(|n| *n >= scripts).await;
     }
 
-    pub(crate) async fn pass(&self) {
+    /// Waits until the gate is open.
+    pub async fn pass(&self) {
         self.waiting.send_modify(|n| *n += 1);
         let _ = self.open.subscribe().wait_for(|open| *open).await;
     }

@@ -133,6 +133,14 @@ impl Process {
         Ok(paths.any(|path| path.to_string_lossy().ends_with(suffix)))
     }
 
+    /// The most memory that it has used, in bytes (Linux).
+    pub async fn peak_memory(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid().await?))?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = peak.and_then(|line| line.trim().strip_suffix(" kB"));
+        Ok(kib.context("no VmHWM in /proc")?.parse::<u64>()? << 10)
+    }
+
     /// The process that runs now.
     pub async fn pid(&self) -> Result<u32> {
         let process = self.process.lock().await;

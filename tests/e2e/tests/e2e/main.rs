@@ -12,12 +12,14 @@ mod bad_input;
 mod browsers;
 mod busy;
 mod clients;
+mod context;
 mod conversation;
 mod disk;
 mod faults;
 #[cfg(target_os = "linux")]
 mod killed;
 mod limits;
+mod memory;
 mod ollama;
 mod pooler;
 mod relay;
