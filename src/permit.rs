@@ -57,7 +57,7 @@ impl Drop for Permit {
 }
 
 /// Bytes of conversations that wait to be sent to Ollama.
-const CONVERSATIONS_BYTES: usize = 32 * 1024 * 1024;
+const CONVERSATIONS_BYTES: usize = 8 * 1024 * 1024;
 
 /// The bytes that are taken.
 #[derive(Debug, Default)]
@@ -90,9 +90,10 @@ pub(crate) struct Room(usize);
 impl Room {
     /// Room for `bytes`, where there is any at present.
     pub(crate) fn take(bytes: usize) -> Option<Self> {
+        // Not `then_some`, whose value is dropped where there is no room, and would give back what it never had.
         CONVERSATIONS
             .with(|taken| taken.take(bytes))
-            .then_some(Self(bytes))
+            .then(|| Self(bytes))
     }
 
     /// Takes note of the bytes that are really needed.
@@ -129,6 +130,7 @@ mod tests {
     #[test]
     fn room_is_given_back_at_its_latest_size() {
         let mut room = Room::take(CONVERSATIONS_BYTES).unwrap();
+        assert!(Room::take(1).is_none());
         assert!(Room::take(1).is_none());
         room.resize(1);
         let other = Room::take(CONVERSATIONS_BYTES - 1).unwrap();

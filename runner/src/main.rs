@@ -17,6 +17,7 @@ mod cli;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
+    runtime::return_large_blocks();
     let result = runtime::new()
         .context("cannot start the runtime")
         .and_then(|runtime| runtime.block_on(run(cli)));

@@ -69,6 +69,9 @@ impl Answer for Received {
     }
 }
 
+/// Bytes of one write of a body.
+const WRITE_MAX: usize = 64 * 1024;
+
 /// Sends a chat request. `room` is given back once the body is sent.
 pub(crate) async fn send(
     url: &OllamaUrl,
@@ -128,9 +131,12 @@ fn request(url: &OllamaUrl, body: Body, room: Option<Room>, timeouts: &Timeouts)
     let _ = request.set_path_with_query(Some("/api/chat"));
     // In a task of its own, since Ollama may answer before it has read everything.
     spawn(async move {
-        for piece in body {
-            if !writer.write_all(piece).await.is_empty() {
-                break;
+        'body: for piece in body {
+            // A host takes a write whole, and a large one would wait there for Ollama, with nobody counting it.
+            for part in piece.chunks(WRITE_MAX) {
+                if !writer.write_all(part.to_vec()).await.is_empty() {
+                    break 'body;
+                }
             }
         }
         drop(room);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::time::Sleep;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use wasmtime::component::GuestTaskId;
@@ -47,12 +48,39 @@ impl Default for InstanceLimits {
     }
 }
 
+/// Instances that a burst of requests may start on a thread at once. An instance that is being started accepts no
+/// request but its own, so that each request of a burst would get one, with all the memory that one takes.
+const AT_ONCE: usize = 8;
+/// Between two further ones. Meanwhile requests wait, and mostly find one that has begun to accept others.
+const PAUSE: Duration = Duration::from_millis(40);
+
 /// Creates instances.
 pub(super) struct Instances {
     pub(super) program: Program,
     pub(super) services: Arc<Services>,
     pub(super) limits: InstanceLimits,
     pub(super) requests: Arc<Requests>,
+    pub(super) started: Started,
+}
+
+/// The instances of a thread, and when the latest was started.
+#[derive(Default)]
+pub(super) struct Started {
+    alive: Arc<()>,
+    latest: Mutex<Option<Instant>>,
+}
+
+impl Started {
+    /// Counts another one for as long as the value lives, unless there are many and one was started just now.
+    fn another(&self) -> Option<Arc<()>> {
+        let mut latest = self.latest.lock();
+        let is_many = Arc::strong_count(&self.alive) > AT_ONCE;
+        if is_many && latest.is_some_and(|at| at.elapsed() < PAUSE) {
+            return None;
+        }
+        *latest = Some(Instant::now());
+        Some(self.alive.clone())
+    }
 }
 
 impl HandlerState for Instances {
@@ -64,6 +92,8 @@ impl HandlerState for Instances {
         &self,
     ) -> wasmtime::Result<HandlerInstance<Instance, Expiration, Admission>> {
         let instance = Instance::new(self.services.clone(), self.limits.memory);
+        let alive = self.started.another();
+        let alive = alive.ok_or_else(|| wasmtime::format_err!("many were started just now"))?;
         let mut store = Store::new(&self.program.engine, instance);
         store.limiter(|instance| &mut instance.memory);
         let proxy = self.program.service().instantiate_async(&mut store).await?;
@@ -82,6 +112,7 @@ impl HandlerState for Instances {
                 limits: self.limits.clone(),
                 services: self.services.clone(),
                 requests,
+                _alive: alive,
             },
         })
     }
@@ -126,6 +157,7 @@ pub(super) struct Admission {
     limits: InstanceLimits,
     services: Arc<Services>,
     requests: Arc<InstanceRequests>,
+    _alive: Arc<()>,
 }
 
 impl WorkerState for Admission {

@@ -145,6 +145,7 @@ impl Host {
                     services: own,
                     limits: options.instances.clone(),
                     requests: requests.clone(),
+                    started: Default::default(),
                 }),
                 address,
                 allowed_hosts: authority::AllowedHosts(options.allowed_hosts.clone()),

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
@@ -18,18 +19,43 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 ///
 /// SQLite lets one connection write at a time and has the others poll, up to a tenth of a second
 /// apart. Within this process the next one starts at once.
-pub(super) type WriteQueue = Arc<Mutex<()>>;
+pub(super) type SharedQueues = Arc<Queues>;
+
+/// Statements that read at once: each can take as much memory as its rows, and the processor is shared.
+const READERS: usize = 4;
+
+/// Who waits for the file.
+#[derive(Debug, Default)]
+pub(super) struct Queues {
+    write: Arc<Mutex<()>>,
+    read: [Mutex<()>; READERS],
+    next: AtomicUsize,
+}
+
+impl Queues {
+    /// A turn to write or to read. None where that takes longer than SQLite itself would wait: it decides then.
+    fn enter(&self, is_reader: bool) -> Option<MutexGuard<'_, ()>> {
+        if !is_reader {
+            return self.write.try_lock_for(BUSY_TIMEOUT);
+        }
+        let free = self.read.iter().find_map(Mutex::try_lock);
+        free.or_else(|| {
+            let next = self.next.fetch_add(1, Ordering::Relaxed) % READERS;
+            self.read.get(next)?.try_lock_for(BUSY_TIMEOUT)
+        })
+    }
+}
 
 /// A connection resource.
 #[derive(Clone)]
 #[allow(unreachable_pub, reason = "`bindgen!` re-exports it")]
 pub struct Connection {
     connection: Arc<Mutex<rusqlite::Connection>>,
-    write_queue: WriteQueue,
+    queues: SharedQueues,
 }
 
 impl Connection {
-    pub(super) fn open(path: &Path, write_queue: WriteQueue) -> Result<Self, wit::Error> {
+    pub(super) fn open(path: &Path, queues: SharedQueues) -> Result<Self, wit::Error> {
         private::create(path).map_err(io)?;
         let connection = rusqlite::Connection::open(path).map_err(io)?;
         connection.busy_timeout(BUSY_TIMEOUT).map_err(io)?;
@@ -42,7 +68,7 @@ impl Connection {
         }));
         Ok(Self {
             connection: Arc::new(Mutex::new(connection)),
-            write_queue,
+            queues,
         })
     }
 
@@ -69,8 +95,8 @@ impl Connection {
         result.columns(columns.collect());
         // A transaction spans calls: within one SQLite's own lock decides, and so it does where the
         // queue takes longer than SQLite would wait.
-        let writes = connection.is_autocommit() && !statement.readonly();
-        let _permit = writes.then(|| self.write_queue.try_lock_for(BUSY_TIMEOUT));
+        let is_alone = connection.is_autocommit();
+        let _permit = is_alone.then(|| self.queues.enter(statement.readonly()));
         if result.is_abandoned() {
             return Ok(());
         }
@@ -135,7 +161,7 @@ mod tests {
     /// Connections to one file with a table `it`.
     async fn connections() -> (TempDir, [Connection; 3]) {
         let dir = tempfile::tempdir().unwrap();
-        let queue = WriteQueue::default();
+        let queue = SharedQueues::default();
         let open = |_| Connection::open(&dir.path().join("it.db"), queue.clone()).unwrap();
         let connections = [(); 3].map(open);
         run(&connections[0], "CREATE TABLE it (n)").await.unwrap();
@@ -165,8 +191,8 @@ mod tests {
     #[tokio::test]
     async fn a_statement_that_nobody_waits_for_any_more_does_not_write() {
         let (_dir, [one, two, _]) = connections().await;
-        let queue = one.write_queue.clone();
-        let permit = queue.lock_arc();
+        let queue = one.queues.clone();
+        let permit = queue.write.lock_arc();
         let waiting = tokio::spawn({
             let two = two.clone();
             async move { run(&two, "INSERT INTO it VALUES (1)").await }
@@ -191,7 +217,7 @@ mod tests {
             async move { run(&two, "INSERT INTO it VALUES (2)").await }
         });
         // It has started to write, and cannot.
-        while !two.write_queue.is_locked() {
+        while !two.queues.write.is_locked() {
             yield_now().await;
         }
         run(&one, "INSERT INTO it VALUES (1)").await.unwrap();

@@ -20,7 +20,7 @@ mod result;
 
 #[allow(unreachable_pub, reason = "`bindgen!` re-exports it")]
 pub use connection::Connection;
-use connection::WriteQueue;
+use connection::SharedQueues;
 
 /// The label whose file Spin provides without a runtime configuration.
 const DEFAULT: &str = "default";
@@ -34,8 +34,8 @@ pub fn sqlite_file(state_dir: &Path) -> PathBuf {
 pub(crate) struct Databases {
     granted: BTreeSet<String>,
     dir: PathBuf,
-    /// The queue of `default`, the only file there is.
-    write_queue: WriteQueue,
+    /// The queues of `default`, the only file there is.
+    queues: SharedQueues,
     max_row_bytes: usize,
 }
 
@@ -44,7 +44,7 @@ impl Databases {
         Self {
             granted,
             dir,
-            write_queue: WriteQueue::default(),
+            queues: SharedQueues::default(),
             max_row_bytes,
         }
     }
@@ -95,7 +95,7 @@ impl<T: Send> wit::HostConnectionWithStore<T> for Spin {
         database: String,
     ) -> wasmtime::Result<Result<Resource<Connection>, wit::Error>> {
         let databases = services(accessor).sqlite.clone();
-        let queue = databases.write_queue.clone();
+        let queue = databases.queues.clone();
         let open = move || Connection::open(&databases.path(&database)?, queue);
         push(accessor, spawn_blocking(open).await?)
     }

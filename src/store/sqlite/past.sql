@@ -47,7 +47,7 @@ SELECT max(CAST(unixepoch('subsec') * 1000000 AS integer), ifnull(newest + 1, 0)
     CASE WHEN first.bytes - ?4 <= ?8 THEN (
         SELECT group_concat(json, ',')
         FROM (
-            SELECT '{"role":' || json_quote(name) || ',"content":' || json_quote(message) || '}' AS json
+            SELECT json_object('role', name, 'content', message) AS json
             FROM messages_in_order
             WHERE at >= first.at AND (at > first.at OR turn > first.turn OR turn = first.turn AND line >= first.line)
                 AND at <= ?3 AND (at < ?3 OR turn < ?2)
