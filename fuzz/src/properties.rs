@@ -123,7 +123,7 @@ fn relay(chunks: &[&[u8]], line_cap: usize, reply_cap: usize, whitespace: Whites
 
 impl Relayed {
     fn check(&self, payloads: &[(String, String)], reply_cap: usize, whitespace: Whitespace) {
-        let is_done = matches!(self.last, Last::Done(_));
+        let is_done = matches!(self.last, Last::Done { .. });
         let text = match &self.reply {
             None => "",
             Some((text, status)) => {
@@ -199,7 +199,7 @@ fn payloads(
         splitter.finish(&mut accept);
     }
     match transcoder.end(End::Closed).last {
-        Last::Done(line) => payloads.push(payload(&sse::Event::Data(&line))),
+        Last::Done { line, .. } => payloads.push(payload(&sse::Event::Data(&line))),
         Last::Error(error) => payloads.push(payload(&sse::Event::Error(ErrorData {
             error: error.text,
             code: error.code.as_str(),
@@ -212,7 +212,9 @@ fn payloads(
 
 fn payload(event: &sse::Event<'_>) -> (String, String) {
     match event {
-        sse::Event::Data(json) => ("message".to_owned(), json.replace('\r', " ")),
+        sse::Event::Data(json) | sse::Event::DataAfterError(json) => {
+            ("message".to_owned(), json.replace('\r', " "))
+        }
         sse::Event::Error(data) => ("error".to_owned(), serde_json::to_string(data).unwrap()),
     }
 }
@@ -234,7 +236,7 @@ pub fn sse(input: &[u8]) {
     let events = [
         error(None),
         sse::Event::Data(&line),
-        sse::Event::Data(&json),
+        sse::Event::DataAfterError(&json),
         error(raw),
     ];
     let mut framed = Vec::new();

@@ -76,13 +76,15 @@ fn accept(transcoder: &mut Transcoder, line: Line<'_>, events: &mut Vec<u8>) -> 
 /// is a receipt: the error carries the `message` of the final event instead.
 pub fn write_last(last: &Last, not_stored: Option<&RelayError>, events: &mut Vec<u8>) {
     match last {
-        Last::Done(line) if not_stored.is_none() => Event::Data(line).write_to(events),
+        Last::Done { line, after_error } if not_stored.is_none() => {
+            Event::data(line, *after_error).write_to(events);
+        }
         Last::Error(error) => error_event(error, None).write_to(events),
-        Last::Done(_) | Last::Nothing => {}
+        Last::Done { .. } | Last::Nothing => {}
     }
     if let Some(error) = not_stored {
         let withheld = match last {
-            Last::Done(line) => wire::message_of(line),
+            Last::Done { line, .. } => wire::message_of(line),
             Last::Error(_) | Last::Nothing => None,
         };
         error_event(error, withheld).write_to(events);
@@ -104,7 +106,10 @@ mod tests {
 
     #[test]
     fn a_reply_that_was_not_stored_has_no_receipt_but_its_last_message() {
-        let last = Last::Done(r#"{"message": {"content":"!"},"done":true}"#.into());
+        let last = Last::Done {
+            line: r#"{"message": {"content":"!"},"done":true}"#.into(),
+            after_error: true,
+        };
         let error = RelayError::new(Code::DatabaseFailed, "no");
         let mut events = Vec::new();
         write_last(&last, Some(&error), &mut events);

@@ -21,6 +21,9 @@ pub enum Event<'a> {
     /// One JSON text without `\n`. A `\r` can only stand between its tokens (RFC 8259, section 7:
     /// control characters in strings are escaped) and is sent as a space.
     Data(&'a str),
+    /// The same after an error, with its type spelled out: a client that does not see blank lines keeps the
+    /// last one it read.
+    DataAfterError(&'a str),
     /// A failure, as `event: error`.
     Error(ErrorData<'a>),
 }
@@ -37,11 +40,23 @@ pub struct ErrorData<'a> {
     pub message: Option<&'a RawValue>,
 }
 
-impl Event<'_> {
+impl<'a> Event<'a> {
+    /// An event of one JSON text, which may be the first since an error.
+    pub fn data(json: &'a str, after_error: bool) -> Self {
+        match after_error {
+            true => Self::DataAfterError(json),
+            false => Self::Data(json),
+        }
+    }
+
     /// Appends the framed event to `out`.
     pub fn write_to(&self, out: &mut Vec<u8>) {
         match self {
             Self::Data(json) => write_data(json, out),
+            Self::DataAfterError(json) => {
+                out.extend_from_slice(b"event: message\n");
+                write_data(json, out);
+            }
             Self::Error(data) => {
                 out.extend_from_slice(b"event: error\n");
                 // Serialising strings into memory cannot fail.
@@ -77,6 +92,15 @@ mod tests {
     #[test]
     fn a_line_becomes_one_data_field() {
         assert_eq!(framed(&Event::Data(r#"{"a":1}"#)), "data: {\"a\":1}\n\n");
+    }
+
+    #[test]
+    fn after_an_error_the_type_is_spelled_out() {
+        assert_eq!(
+            framed(&Event::data("{}", true)),
+            "event: message\ndata: {}\n\n"
+        );
+        assert_eq!(framed(&Event::data("{}", false)), "data: {}\n\n");
     }
 
     #[test]

@@ -85,7 +85,12 @@ pub struct Outcome {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Last {
     /// The final line, held back until now.
-    Done(String),
+    Done {
+        /// As Ollama wrote it.
+        line: String,
+        /// The client's last event was an error.
+        after_error: bool,
+    },
     /// A failure that the client has not been sent yet.
     Error(RelayError),
     /// The client has everything.
@@ -102,6 +107,8 @@ pub struct Transcoder {
     left_out: bool,
     /// The client was sent Ollama's own error: the end of the stream is not another one.
     error_sent: bool,
+    /// The client's last event was an error.
+    after_error: bool,
     /// A limit of ours that ended the reply.
     over_limit: Option<RelayError>,
 }
@@ -118,12 +125,19 @@ impl Transcoder {
             final_line: None,
             left_out: false,
             error_sent: false,
+            after_error: false,
             over_limit: None,
         }
     }
 
     /// Takes the next line and returns the event that the client is sent at once, if any.
     pub fn accept<'a>(&mut self, line: Line<'a>) -> Option<Event<'a>> {
+        let event = self.event(line)?;
+        self.after_error = matches!(event, Event::Error(_));
+        Some(event)
+    }
+
+    fn event<'a>(&mut self, line: Line<'a>) -> Option<Event<'a>> {
         let line = match line {
             Line::Whole(line) if line.trim_ascii().is_empty() => return None,
             Line::Whole(line) => line,
@@ -137,7 +151,8 @@ impl Transcoder {
         };
         match ChatChunk::parse(line) {
             Ok((line, ChatChunk::Token { content })) => {
-                self.push(&content).then_some(Event::Data(line))
+                let event = Event::data(line, self.after_error);
+                self.push(&content).then_some(event)
             }
             Ok((line, ChatChunk::Done { content })) => {
                 if self.push(&content) {
@@ -164,9 +179,11 @@ impl Transcoder {
     /// Ends the reply: what to store, and what to send last.
     pub fn end(self, end: End) -> Outcome {
         let is_whole = !self.left_out && !self.error_sent;
+        let after_error = self.after_error;
+        let done = |line| Last::Done { line, after_error };
         let (status, last) = match (self.final_line, self.over_limit, end) {
-            (Some(line), _, _) if is_whole => (ReplyStatus::Complete, Last::Done(line)),
-            (Some(line), _, _) => (ReplyStatus::Partial, Last::Done(line)),
+            (Some(line), _, _) if is_whole => (ReplyStatus::Complete, done(line)),
+            (Some(line), _, _) => (ReplyStatus::Partial, done(line)),
             (None, Some(error), _) => (ReplyStatus::Partial, Last::Error(error)),
             (None, None, _) if self.error_sent => (ReplyStatus::Partial, Last::Nothing),
             (None, None, End::Failed(error)) => (ReplyStatus::Partial, Last::Error(error)),
@@ -257,8 +274,37 @@ mod tests {
         assert_eq!(outcome.reply, Some(("hi".into(), ReplyStatus::Complete)));
         assert_eq!(
             outcome.last,
-            Last::Done(String::from_utf8(DONE.to_vec()).unwrap())
+            Last::Done {
+                line: String::from_utf8(DONE.to_vec()).unwrap(),
+                after_error: false,
+            }
         );
+    }
+
+    #[test]
+    fn the_first_event_after_an_error_has_its_type_and_no_other() {
+        let mut reply = transcoder();
+        for (line, is_named) in [
+            (TOKEN, false),
+            (b"<html>", false),
+            (b"\xff", false),
+            (TOKEN, true),
+            (TOKEN, false),
+            (br#"{"error":"boom"}"#, false),
+            (b"", false),
+        ] {
+            let event = reply.accept(Line::Whole(line));
+            assert_eq!(matches!(event, Some(Event::DataAfterError(_))), is_named);
+        }
+        reply.accept(Line::Whole(DONE));
+        let last = reply.end(End::Closed).last;
+        assert!(matches!(
+            last,
+            Last::Done {
+                after_error: true,
+                ..
+            }
+        ));
     }
 
     #[test]
@@ -291,7 +337,7 @@ mod tests {
             reply.accept(Line::Whole(DONE));
             let outcome = reply.end(End::Closed);
             assert_eq!(outcome.reply, Some(("hi".into(), ReplyStatus::Partial)));
-            assert!(matches!(outcome.last, Last::Done(_)));
+            assert!(matches!(outcome.last, Last::Done { .. }));
         }
     }
 
@@ -304,7 +350,7 @@ mod tests {
             reply.accept(Line::Whole(DONE));
             let outcome = reply.end(End::Closed);
             assert_eq!(outcome.reply, None);
-            assert!(matches!(outcome.last, Last::Done(_)));
+            assert!(matches!(outcome.last, Last::Done { .. }));
         }
     }
 

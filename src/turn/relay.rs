@@ -332,14 +332,20 @@ mod tests {
         let data = "data: {\"done\":false}\n\n".repeat(2);
         assert_eq!(events, format!(": waiting\n{data}"));
         assert_eq!(scene.seen.borrow().writes, 2);
-        assert_eq!(outcome.last, Last::Done("{\"done\":true}".into()));
+        assert_eq!(
+            outcome.last,
+            Last::Done {
+                line: "{\"done\":true}".into(),
+                after_error: false
+            }
+        );
     }
 
     #[test]
     fn nothing_is_waited_for_after_done() {
         let scene = Scene::with(&[]);
         let (outcome, _) = scene.run([Step::Bytes(DONE), Step::Hang]);
-        assert!(matches!(outcome.last, Last::Done(_)));
+        assert!(matches!(outcome.last, Last::Done { .. }));
         assert_eq!(scene.clock.elapsed(), Duration::ZERO);
     }
 
@@ -347,7 +353,7 @@ mod tests {
     fn a_last_line_without_its_newline_counts_only_after_a_clean_end() {
         let line = DONE.trim_end();
         let (outcome, _) = Scene::with(&[]).run([Step::Bytes(line)]);
-        assert!(matches!(outcome.last, Last::Done(_)));
+        assert!(matches!(outcome.last, Last::Done { .. }));
         let (outcome, _) = Scene::with(&[]).run([Step::Bytes(line), Step::BreakOff]);
         assert_eq!(code(&outcome), Code::OllamaBrokeOff);
     }
