@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use memchr::memchr_iter;
+use memchr::memchr3_iter;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -19,7 +19,8 @@ pub const COMMENT: &[u8] = b": waiting\n";
 #[derive(Debug)]
 pub enum Event<'a> {
     /// One JSON text without `\n`. A `\r` can only stand between its tokens (RFC 8259, section 7:
-    /// control characters in strings are escaped) and is sent as a space.
+    /// control characters in strings are escaped) and is sent as a space. U+0085, U+2028 and U+2029 can only
+    /// stand in strings, and are sent escaped: many clients' line readers break there.
     Data(&'a str),
     /// The same after an error, with its type spelled out: a client that does not see blank lines keeps the
     /// last one it read.
@@ -69,13 +70,24 @@ impl<'a> Event<'a> {
 
 fn write_data(json: &str, out: &mut Vec<u8>) {
     out.extend_from_slice(b"data: ");
-    let start = out.len();
-    out.extend_from_slice(json.as_bytes());
-    for found in memchr_iter(b'\r', json.as_bytes()) {
-        if let Some(byte) = out.get_mut(start + found) {
-            *byte = b' ';
-        }
+    let mut rest = json.as_bytes();
+    let mut start = 0;
+    // The first bytes of what is replaced: one scan, which stops nowhere in ASCII.
+    for at in memchr3_iter(b'\r', 0xc2, 0xe2, json.as_bytes()) {
+        let (before, found) = rest.split_at(at - start);
+        let (replaced, replacement): (&[u8], &[u8]) = match found {
+            [b'\r', ..] => (b"\r", b" "),
+            [0xc2, 0x85, ..] => ("\u{85}".as_bytes(), br"\u0085"),
+            [0xe2, 0x80, 0xa8, ..] => ("\u{2028}".as_bytes(), br"\u2028"),
+            [0xe2, 0x80, 0xa9, ..] => ("\u{2029}".as_bytes(), br"\u2029"),
+            _ => continue,
+        };
+        out.extend_from_slice(before);
+        out.extend_from_slice(replacement);
+        rest = found.get(replaced.len()..).unwrap_or_default();
+        start = at + replaced.len();
     }
+    out.extend_from_slice(rest);
     out.extend_from_slice(b"\n\n");
 }
 
@@ -106,6 +118,25 @@ mod tests {
     #[test]
     fn a_bare_carriage_return_becomes_a_space() {
         assert_eq!(framed(&Event::Data("{\r}\r")), "data: { } \n\n");
+    }
+
+    #[test]
+    fn what_line_readers_break_at_is_escaped_and_the_rest_is_as_it_was() {
+        let line = "{\"a\":\"\u{85}x\u{2028}\u{2029}é\u{a0}\u{2027}“\u{205f}\"}";
+        let escaped = "{\"a\":\"\\u0085x\\u2028\\u2029é\u{a0}\u{2027}“\u{205f}\"}";
+        assert_eq!(framed(&Event::Data(line)), format!("data: {escaped}\n\n"));
+        let message: Box<RawValue> = serde_json::from_str(line).unwrap();
+        let error = Event::Error(ErrorData {
+            error: "\u{2028}".into(),
+            code: "database_failed",
+            message: Some(&message),
+        });
+        assert_eq!(
+            framed(&error),
+            format!(
+                "event: error\ndata: {{\"error\":\"\\u2028\",\"code\":\"database_failed\",\"message\":{escaped}}}\n\n"
+            )
+        );
     }
 
     #[test]
