@@ -7,6 +7,8 @@ use serde_json::Value;
 use crate::error::{Code, RelayError};
 use crate::reply::wire::{error_text, shortened};
 
+/// UTF-8's byte order mark.
+const BOM: &[u8] = b"\xef\xbb\xbf";
 /// The most bytes of a text or page that is no JSON.
 const WORDS_MAX: usize = 200;
 
@@ -24,14 +26,18 @@ impl Head {
         self.status != StatusCode::OK || self.encoding().is_some()
     }
 
-    /// Whether a body that begins with `first`, white space apart, is no reply: a page, or a text that does
-    /// not even claim to be JSON. A line that does not parse in the midst of others is left out alone.
-    pub(crate) fn is_no_reply(&self, first: u8) -> bool {
+    /// Whether a body that begins with `start` is no reply: a page, or a text that does not even claim to be
+    /// JSON. `None` where only white space has come, or a byte order mark. A line that does not parse in the
+    /// midst of others is left out alone.
+    pub(crate) fn is_no_reply(&self, start: &[u8]) -> Option<bool> {
+        // Byte by byte, since the mark may come in pieces.
+        let is_blank = |byte: &u8| byte.is_ascii_whitespace() || BOM.contains(byte);
+        let first = *start.iter().find(|byte| !is_blank(byte))?;
         let is_json = match &self.content_type {
             Some(content_type) => content_type.to_ascii_lowercase().contains("json"),
             None => false,
         };
-        first == b'<' || (first != b'{' && !is_json)
+        Some(first == b'<' || (first != b'{' && !is_json))
     }
 
     fn encoding(&self) -> Option<&str> {
@@ -83,7 +89,7 @@ enum Reason {
 }
 
 fn reason(body: &[u8]) -> Option<Reason> {
-    let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
+    let body = body.strip_prefix(BOM).unwrap_or(body);
     if let Ok(value) = serde_json::from_slice::<Value>(body) {
         return error_text(&value).map(Reason::Json);
     }
@@ -220,23 +226,29 @@ mod tests {
 
     #[test]
     fn a_reply_is_known_by_its_first_byte_or_its_type() {
-        for (content_type, first, is_no_reply) in [
-            ("application/x-ndjson", b'{', false),
-            ("application/x-ndjson", b'x', false),
-            ("application/x-ndjson", b'<', true),
-            ("text/html", b'{', false),
-            ("text/html", b'<', true),
-            ("text/plain", b'o', true),
-            ("", b'{', false),
-            ("", b'o', true),
+        for (content_type, start, is_no_reply) in [
+            ("application/x-ndjson", "{", false),
+            ("application/x-ndjson", " x", false),
+            ("application/x-ndjson", "\r\n<", true),
+            ("text/html", "{", false),
+            ("text/html", "<", true),
+            ("text/plain", "o", true),
+            ("", "{", false),
+            ("", "o", true),
+            ("text/plain", "\u{feff}{", false),
+            ("text/html", "\u{feff}\n<", true),
+            ("application/x-ndjson", "\u{feff}<", true),
+            ("", "\u{feff}o", true),
         ] {
             let head = head(200, content_type, "identity");
             assert!(!head.is_refusal());
             assert_eq!(
-                head.is_no_reply(first),
-                is_no_reply,
-                "{content_type} {first}"
+                head.is_no_reply(start.as_bytes()),
+                Some(is_no_reply),
+                "{content_type} {start}"
             );
+            assert_eq!(head.is_no_reply(b"\xef"), None);
+            assert_eq!(head.is_no_reply(b"\xbb\xbf \n"), None);
         }
     }
 }

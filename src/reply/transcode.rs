@@ -101,6 +101,8 @@ pub enum Last {
 #[derive(Debug)]
 pub struct Transcoder {
     completion: Completion,
+    /// No line has come yet.
+    is_first: bool,
     /// The final line, once it has arrived.
     final_line: Option<String>,
     /// Lines were left out, so the reply is not whole even if its final line came.
@@ -122,6 +124,7 @@ impl Transcoder {
                 whitespace,
                 cap,
             },
+            is_first: true,
             final_line: None,
             left_out: false,
             error_sent: false,
@@ -138,6 +141,15 @@ impl Transcoder {
     }
 
     fn event<'a>(&mut self, line: Line<'a>) -> Option<Event<'a>> {
+        // What stands before Ollama may put one before the body.
+        let bom: &[u8] = match std::mem::take(&mut self.is_first) {
+            true => "\u{feff}".as_bytes(),
+            false => b"",
+        };
+        let line = match line {
+            Line::Whole(line) => Line::Whole(line.strip_prefix(bom).unwrap_or(line)),
+            Line::TooLong => Line::TooLong,
+        };
         let line = match line {
             Line::Whole(line) if line.trim_ascii().is_empty() => return None,
             Line::Whole(line) => line,
@@ -305,6 +317,23 @@ mod tests {
                 ..
             }
         ));
+    }
+
+    #[test]
+    fn one_byte_order_mark_is_skipped_and_only_at_the_start() {
+        let marked = ["\u{feff}".as_bytes(), DONE].concat();
+        for (lines, is_done) in [
+            (vec![marked.as_slice()], true),
+            (vec!["\u{feff}".as_bytes(), DONE], true),
+            (vec![b"", marked.as_slice()], false),
+            (vec![TOKEN, marked.as_slice()], false),
+        ] {
+            let mut reply = transcoder();
+            for line in lines {
+                reply.accept(Line::Whole(line));
+            }
+            assert_eq!(reply.is_over(), is_done);
+        }
     }
 
     #[test]

@@ -87,12 +87,12 @@ impl<S: Sink, C: Clock> Relay<S, C> {
                     Piece::Bytes(bytes) => (bytes, false),
                     Piece::Last(bytes) => (bytes, true),
                 };
-            let first = bytes.iter().find(|byte| !byte.is_ascii_whitespace());
-            if let (false, Some(&first)) = (has_begun, first) {
-                if answer.head().is_no_reply(first) {
-                    return Err(self.refused(answer, bytes).await?);
+            if !has_begun {
+                match answer.head().is_no_reply(&bytes) {
+                    Some(true) => return Err(self.refused(answer, bytes).await?),
+                    Some(false) => has_begun = true,
+                    None => {}
                 }
-                has_begun = true;
             }
             let flow = pipeline.feed(&bytes, &mut self.events);
             self.send().await?;
