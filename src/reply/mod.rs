@@ -15,6 +15,7 @@ use serde_json::value::RawValue;
 
 use crate::error::RelayError;
 
+mod halves;
 pub mod ndjson;
 pub mod sse;
 pub mod transcode;

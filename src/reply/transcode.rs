@@ -10,7 +10,7 @@ use strum::{EnumString, VariantNames};
 
 use super::ndjson::Line;
 use super::sse::{ErrorData, Event};
-use super::wire::ChatChunk;
+use super::wire::{ChatChunk, Content};
 use crate::conversation::ReplyStatus;
 use crate::error::{Code, RelayError};
 
@@ -28,6 +28,8 @@ pub enum Whitespace {
 #[derive(Debug)]
 struct Completion {
     text: String,
+    /// The half of a surrogate pair that U+FFFD at the end of `text` stands for, unless the other half comes.
+    half: Option<u16>,
     whitespace: Whitespace,
     /// The most bytes that `text` may have.
     cap: usize,
@@ -35,7 +37,11 @@ struct Completion {
 
 impl Completion {
     /// Appends a token, or nothing of it where the token as generated would not fit.
-    fn push(&mut self, token: &str) -> Result<(), RelayError> {
+    fn push(&mut self, content: &Content<'_>) -> Result<(), RelayError> {
+        let mut token = &*content.text;
+        if token.is_empty() {
+            return Ok(());
+        }
         // Storing only shortens a token, except for NUL: one byte becomes the three of U+FFFD.
         let nuls = memchr::memchr_iter(0, token.as_bytes()).count();
         if self.text.len() + token.len() + 2 * nuls > self.cap {
@@ -47,6 +53,18 @@ impl Completion {
                 ),
             ));
         }
+        let joined = self
+            .half
+            .zip(content.low)
+            .and_then(|pair| char::decode_utf16(<[u16; 2]>::from(pair)).next()?.ok());
+        if let Some(joined) = joined {
+            self.text.pop();
+            self.text.push(joined);
+            token = token
+                .strip_prefix(char::REPLACEMENT_CHARACTER)
+                .unwrap_or(token);
+        }
+        self.half = content.high;
         for c in token.chars() {
             if c == '\0' {
                 // PostgreSQL's text cannot hold it.
@@ -121,6 +139,7 @@ impl Transcoder {
         Self {
             completion: Completion {
                 text: String::new(),
+                half: None,
                 whitespace,
                 cap,
             },
@@ -217,7 +236,7 @@ impl Transcoder {
     }
 
     /// Appends to the completion, or ends the reply where it does not fit; whether it did.
-    fn push(&mut self, content: &str) -> bool {
+    fn push(&mut self, content: &Content<'_>) -> bool {
         match self.completion.push(content) {
             Ok(()) => true,
             Err(over_limit) => {
@@ -244,11 +263,12 @@ mod tests {
     fn stored(tokens: &[&str], whitespace: Whitespace) -> String {
         let mut completion = Completion {
             text: String::new(),
+            half: None,
             whitespace,
             cap: usize::MAX,
         };
         for token in tokens {
-            completion.push(token).unwrap();
+            completion.push(&Content::from(*token)).unwrap();
         }
         completion.text
     }
@@ -409,7 +429,55 @@ mod tests {
         ));
     }
 
+    #[test]
+    fn of_half_a_surrogate_pair_without_its_other_half_nothing_else_is_lost() {
+        for (contents, whole) in [
+            (&[r"a\ud83d", r"\ude00b"][..], "a😀b"),
+            (&[r"\ud83d", "", r"\ude00"], "😀"),
+            (&[r"a\ud83d", "b"], "a\u{fffd}b"),
+            (&[r"\ude00a", r"\ud83d"], "\u{fffd}a\u{fffd}"),
+            (&[r"\ud83d", r"\ud83d\ude00"], "\u{fffd}😀"),
+            (&[r"\ufffd", r"\ude00"], "\u{fffd}\u{fffd}"),
+            (&[r"a\ud83db"], "a\u{fffd}b"),
+        ] {
+            let mut reply = transcoder();
+            for content in contents {
+                let line = format!(r#"{{"message":{{"content":"{content}"}},"done":false}}"#);
+                match reply.accept(Line::Whole(line.as_bytes())) {
+                    Some(Event::Data(relayed)) => assert_eq!(relayed, line),
+                    other => panic!("{other:?}"),
+                }
+            }
+            reply.accept(Line::Whole(DONE));
+            let outcome = reply.end(End::Closed);
+            assert_eq!(outcome.reply, Some((whole.into(), ReplyStatus::Complete)));
+        }
+    }
+
     proptest! {
+        #[test]
+        fn a_text_that_is_cut_between_any_utf_16_units_is_stored_whole(
+            text in "[a\\\\ud83é\u{fffd}😀𝄞\u{10ffff}]{1,20}",
+            cuts in prop::collection::vec(0usize..40, 0..8),
+        ) {
+            let mut escaped = vec![String::new()];
+            for (i, unit) in text.encode_utf16().enumerate() {
+                if cuts.contains(&i) {
+                    escaped.push(String::new());
+                }
+                let token = format!("\\u{unit:04x}");
+                escaped.last_mut().unwrap().push_str(&token);
+            }
+            let mut reply = Transcoder::new(Whitespace::Preserve, 1000);
+            for content in escaped {
+                let line = format!(r#"{{"message":{{"content":"{content}"}},"done":false}}"#);
+                prop_assert!(reply.accept(Line::Whole(line.as_bytes())).is_some());
+            }
+            reply.accept(Line::Whole(DONE));
+            let outcome = reply.end(End::Closed);
+            prop_assert_eq!(outcome.reply, Some((text, ReplyStatus::Complete)));
+        }
+
         #[test]
         fn the_stored_text_does_not_depend_on_the_tokens(
             text in "[a \\n\u{a0}\u{fffd}é\\x00]{0,40}",

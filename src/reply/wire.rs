@@ -12,6 +12,8 @@ use serde::de::{self, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::halves;
+
 /// A line of a chat response, as far as the relay needs to understand it.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ChatChunk<'a> {
@@ -19,18 +21,39 @@ pub enum ChatChunk<'a> {
     /// thinks or calls tools.
     Token {
         /// To be appended to the previous pieces without a separator.
-        content: Cow<'a, str>,
+        content: Content<'a>,
     },
     /// `{…, "done": true}`: the last line, which can carry content and may lack `message`.
     Done {
         /// The last piece.
-        content: Cow<'a, str>,
+        content: Content<'a>,
     },
     /// `{"error": …}`: Ollama failed in mid-stream, after its status was sent.
     Error {
         /// Ollama's own message.
         text: String,
     },
+}
+
+/// A piece of the completion.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Content<'a> {
+    /// The text, with U+FFFD for half a surrogate pair.
+    pub text: Cow<'a, str>,
+    /// The half that the text begins with, if it does.
+    pub low: Option<u16>,
+    /// The half that the text ends with, if it does.
+    pub high: Option<u16>,
+}
+
+impl<'a, T: Into<Cow<'a, str>>> From<T> for Content<'a> {
+    fn from(text: T) -> Self {
+        Self {
+            text: text.into(),
+            low: None,
+            high: None,
+        }
+    }
 }
 
 /// Why a line is not a chat response.
@@ -62,6 +85,19 @@ impl<'a> ChatChunk<'a> {
     pub fn parse(line: &'a [u8]) -> Result<(&'a str, Self), NotAChunk> {
         // The whole line first: serde_json does not validate the strings that it skips.
         let line = std::str::from_utf8(line).map_err(|_| NotAChunk::NotUtf8)?;
+        let chunk = Self::from_line(line).or_else(|error| {
+            // Half a surrogate pair in a string is refused too.
+            let whole = halves::replaced(line).ok_or(error)?;
+            let mut chunk = ChatChunk::from_line(&whole)?.into_owned();
+            if let Self::Token { content } | Self::Done { content } = &mut chunk {
+                halves::note(content, line);
+            }
+            Ok(chunk)
+        })?;
+        Ok((line, chunk))
+    }
+
+    fn from_line(line: &'a str) -> Result<Self, NotAChunk> {
         let Fields {
             content,
             done,
@@ -73,7 +109,8 @@ impl<'a> ChatChunk<'a> {
             }
             Err(_) => return Err(NotAChunk::NotJson),
         };
-        let chunk = match (error, done) {
+        let content = Content::from(content);
+        Ok(match (error, done) {
             (Some(_), _) => Self::Error {
                 // The whole line, since a `signin_url` stands beside the error.
                 text: serde_json::from_str(line)
@@ -84,8 +121,20 @@ impl<'a> ChatChunk<'a> {
             (None, Some(true)) => Self::Done { content },
             (None, Some(false)) => Self::Token { content },
             (None, None) => return Err(NotAChunk::OtherShape),
-        };
-        Ok((line, chunk))
+        })
+    }
+
+    fn into_owned<'b>(self) -> ChatChunk<'b> {
+        let owned = |content: Content<'_>| Content::from(content.text.into_owned());
+        match self {
+            Self::Token { content } => ChatChunk::Token {
+                content: owned(content),
+            },
+            Self::Done { content } => ChatChunk::Done {
+                content: owned(content),
+            },
+            Self::Error { text } => ChatChunk::Error { text },
+        }
     }
 }
 
@@ -301,7 +350,10 @@ mod tests {
         assert!(matches!(
             chunk,
             ChatChunk::Token {
-                content: Cow::Borrowed(" you")
+                content: Content {
+                    text: Cow::Borrowed(" you"),
+                    ..
+                }
             }
         ));
     }
@@ -359,10 +411,6 @@ mod tests {
             (r#"{"message":["x"],"done":false}"#, NotAChunk::NotJson),
             (
                 r#"{"message":{"content":7},"done":false}"#,
-                NotAChunk::NotJson,
-            ),
-            (
-                r#"{"message":{"content":"\ud800"},"done":false}"#,
                 NotAChunk::NotJson,
             ),
             (r#"{"done":true} {"done":true}"#, NotAChunk::NotJson),
