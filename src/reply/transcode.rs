@@ -176,7 +176,7 @@ impl Transcoder {
                 self.left_out = true;
                 return Some(error(
                     Code::LineTooLong,
-                    "Ollama sent a line over the operator's limit (max_line_bytes); it was left out",
+                    "Ollama sent a line over the operator's limit (max_line_bytes, or with \"stream\": false four times max_completion_bytes); it was left out",
                 ));
             }
         };

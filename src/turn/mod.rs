@@ -70,6 +70,8 @@ pub(crate) struct Turn {
     context: Context,
     /// What Ollama is to be sent.
     sending: Option<Sending>,
+    /// Ollama is asked for a line a token, not for one object.
+    is_streamed: bool,
     store: Database,
     /// Where turns of a conversation may not overlap.
     lease: Option<Lease>,
@@ -136,6 +138,7 @@ impl Turn {
                     start,
                     context,
                     sending: Some(Sending::new(body, past, room)),
+                    is_streamed: request.stream,
                     store,
                     lease,
                     config,
@@ -165,7 +168,7 @@ impl Turn {
 
     async fn relay_and_commit(mut self, mut relay: Relay) {
         let mut pipeline = Pipeline::new(
-            self.config.max_line_bytes,
+            self.line_cap(),
             self.config.max_completion_bytes,
             self.config.completion_whitespace,
         );
@@ -200,6 +203,17 @@ impl Turn {
             )
         });
         relay.finish(&last, not_stored.as_ref()).await;
+    }
+
+    /// The most bytes of a line. One object for a whole reply has the completion, escaped, and what comes on
+    /// top of it: thinking, tool calls, log probabilities. These can be hundreds of times as long
+    /// (`top_logprobs`), so that some factor must do; a turn holds such an object until it is stored.
+    fn line_cap(&self) -> usize {
+        let (line, completion) = (self.config.max_line_bytes, self.config.max_completion_bytes);
+        match self.is_streamed {
+            true => line,
+            false => line.max(completion.saturating_mul(4)),
+        }
     }
 
     /// Stores the reply, if there is one, and ends the turn's lease.

@@ -145,9 +145,11 @@ async fn the_clients_host_and_origin_are_not_forwarded() -> Result<()> {
 
 on_both_stores! {
     async fn without_streaming_the_one_object_is_the_one_event(backend: Backend) -> Result<()> {
-        let app = TestApp::start(backend).await?;
+        // The limit is for a line of many, and log probabilities are much longer than what they are of.
+        let app = TestApp::with(backend, "max_line_bytes", 1000).await?;
         let object = json!({
             "model": "m", "created_at": wire::CREATED_AT, "done": true, "done_reason": "stop",
+            "logprobs": vec![json!({"token": "All", "logprob": -0.5}); 1000],
             "message": {"role": "assistant", "content": "All  at once"},
         });
         app.ollama.push(Script::body(200, "application/json; charset=utf-8", object.to_string()));
