@@ -97,6 +97,8 @@ pub struct Outcome {
     pub reply: Option<(String, ReplyStatus)>,
     /// What the client is sent last, once the reply is stored.
     pub last: Last,
+    /// The errors that the client was sent in mid-stream: the first of each kind, and how many there were.
+    pub told: Vec<(RelayError, usize)>,
 }
 
 /// The end of the client's stream.
@@ -123,10 +125,9 @@ pub struct Transcoder {
     is_first: bool,
     /// The final line, once it has arrived.
     final_line: Option<String>,
-    /// Lines were left out, so the reply is not whole even if its final line came.
-    left_out: bool,
-    /// The client was sent Ollama's own error: the end of the stream is not another one.
-    error_sent: bool,
+    /// The errors that the client was sent: the first of each kind, and how many there were. The reply is
+    /// not whole then, even if its final line came.
+    told: Vec<(RelayError, usize)>,
     /// The client's last event was an error.
     after_error: bool,
     /// A limit of ours that ended the reply.
@@ -145,8 +146,7 @@ impl Transcoder {
             },
             is_first: true,
             final_line: None,
-            left_out: false,
-            error_sent: false,
+            told: Vec::new(),
             after_error: false,
             over_limit: None,
         }
@@ -173,8 +173,7 @@ impl Transcoder {
             Line::Whole(line) if line.trim_ascii().is_empty() => return None,
             Line::Whole(line) => line,
             Line::TooLong => {
-                self.left_out = true;
-                return Some(error(
+                return Some(self.tell(
                     Code::LineTooLong,
                     "Ollama sent a line over the operator's limit (max_line_bytes, or with \"stream\": false four times max_completion_bytes); it was left out",
                 ));
@@ -191,14 +190,8 @@ impl Transcoder {
                 }
                 None
             }
-            Ok((_, ChatChunk::Error { text })) => {
-                self.error_sent = true;
-                Some(error(Code::OllamaError, text))
-            }
-            Err(not_a_chunk) => {
-                self.left_out = true;
-                Some(error(Code::InvalidLine, not_a_chunk.text()))
-            }
+            Ok((_, ChatChunk::Error { text })) => Some(self.tell(Code::OllamaError, text)),
+            Err(not_a_chunk) => Some(self.tell(Code::InvalidLine, not_a_chunk.text())),
         }
     }
 
@@ -209,14 +202,19 @@ impl Transcoder {
 
     /// Ends the reply: what to store, and what to send last.
     pub fn end(self, end: End) -> Outcome {
-        let is_whole = !self.left_out && !self.error_sent;
+        let is_whole = self.told.is_empty();
+        // The end of the stream is not another error then.
+        let has_failed = self
+            .told
+            .iter()
+            .any(|(error, _)| error.code == Code::OllamaError);
         let after_error = self.after_error;
         let done = |line| Last::Done { line, after_error };
         let (status, last) = match (self.final_line, self.over_limit, end) {
             (Some(line), _, _) if is_whole => (ReplyStatus::Complete, done(line)),
             (Some(line), _, _) => (ReplyStatus::Partial, done(line)),
             (None, Some(error), _) => (ReplyStatus::Partial, Last::Error(error)),
-            (None, None, _) if self.error_sent => (ReplyStatus::Partial, Last::Nothing),
+            (None, None, _) if has_failed => (ReplyStatus::Partial, Last::Nothing),
             (None, None, End::Failed(error)) => (ReplyStatus::Partial, Last::Error(error)),
             (None, None, End::ClientLeft) => (ReplyStatus::Partial, Last::Nothing),
             (None, None, End::Closed) => (
@@ -232,7 +230,23 @@ impl Transcoder {
             // White space alone says nothing, and a model that is shown it again tends to repeat it.
             reply: (!text.trim().is_empty()).then_some((text, status)),
             last,
+            told: self.told,
         }
+    }
+
+    /// The event of an error in mid-stream, which is counted.
+    fn tell<'a>(&mut self, code: Code, text: impl Into<Cow<'static, str>>) -> Event<'a> {
+        let error = RelayError::new(code, text);
+        let event = Event::Error(ErrorData {
+            error: error.text.clone(),
+            code: code.as_str(),
+            message: None,
+        });
+        match self.told.iter_mut().find(|(told, _)| told.code == code) {
+            Some((_, count)) => *count += 1,
+            None => self.told.push((error, 1)),
+        }
+        event
     }
 
     /// Appends to the completion, or ends the reply where it does not fit; whether it did.
@@ -245,14 +259,6 @@ impl Transcoder {
             }
         }
     }
-}
-
-fn error<'a>(code: Code, text: impl Into<Cow<'a, str>>) -> Event<'a> {
-    Event::Error(ErrorData {
-        error: text.into(),
-        code: code.as_str(),
-        message: None,
-    })
 }
 
 #[cfg(test)]
@@ -354,6 +360,25 @@ mod tests {
             }
             assert_eq!(reply.is_over(), is_done);
         }
+    }
+
+    #[test]
+    fn of_many_errors_in_mid_stream_the_first_of_each_kind_is_kept_and_their_number() {
+        let mut reply = transcoder();
+        for _ in 0..1000 {
+            reply.accept(Line::Whole(b"<html>"));
+            reply.accept(Line::Whole(br#"{"error":"boom"}"#));
+            reply.accept(Line::TooLong);
+            reply.accept(Line::Whole(br#"{"error":"again"}"#));
+        }
+        let told = reply.end(End::Closed).told;
+        let told: Vec<_> = told.iter().map(|(error, n)| (error.code, *n)).collect();
+        let expected = [
+            (Code::InvalidLine, 1000),
+            (Code::OllamaError, 2000),
+            (Code::LineTooLong, 1000),
+        ];
+        assert_eq!(told, expected);
     }
 
     #[test]

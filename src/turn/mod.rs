@@ -187,7 +187,11 @@ impl Turn {
             call::send(&config.ollama_url, body, room, &config.timeouts).await
         };
         let end = relay.run(&mut pipeline, sending).await;
-        let Outcome { reply, last } = pipeline.end(end);
+        let Outcome { reply, last, told } = pipeline.end(end);
+        // Not once a line: there can be thousands. The number comes first, since a long line is cut.
+        for (error, count) in &told {
+            self.log(&format_args!("{count} × {error}"));
+        }
         if let Last::Error(error) = &last {
             self.log(error);
         }
