@@ -245,8 +245,17 @@ impl<'de> Deserialize<'de> for Passed {
     }
 }
 
-/// A message of the prompt: an object with `role` and `content` and nothing else, since nothing else is
-/// stored yet.
+/// Whether a field says nothing: many clients write every field of a message, those that it lacks as well.
+fn is_absent(value: &RawValue) -> bool {
+    let is_empty_array = |json: &str| {
+        let inner = json.strip_prefix('[').and_then(|it| it.strip_suffix(']'));
+        inner.is_some_and(|inner| inner.trim_ascii().is_empty())
+    };
+    matches!(value.get(), "null" | "\"\"") || is_empty_array(value.get())
+}
+
+/// A message of the prompt: an object with `role` and `content`. Nothing else is stored yet, so any other
+/// field must say nothing.
 struct PromptMessage(Message);
 
 impl<'de> Deserialize<'de> for PromptMessage {
@@ -267,6 +276,9 @@ impl<'de> Deserialize<'de> for PromptMessage {
                         "role" => once(&mut role, "role", map.next_value()?)?,
                         "content" => once(&mut content, "content", map.next_value()?)?,
                         other => {
+                            if is_absent(map.next_value()?) {
+                                continue;
+                            }
                             return Err(de::Error::custom(format_args!(
                                 "field `{other}` is not kept in a conversation yet: send `role` and `content` alone"
                             )));
@@ -365,7 +377,7 @@ mod tests {
             (r#"{"appID":"a","model":"m","messages":[{"role":"user"}]}"#.into(), "messages[0]: missing field `content`"),
             (r#"{"appID":"a","model":"m","messages":[{"role":"","content":"hi"}]}"#.into(), "messages[0].role: must not be empty"),
             (r#"{"appID":"a","model":"m","messages":[{"role":"user","content":"\u0000"}]}"#.into(), "messages[0].content: must not contain a NUL"),
-            (r#"{"appID":"a","model":"m","messages":[{"role":"user","content":"x","images":[]}]}"#.into(), "messages[0]: field `images`"),
+            (r#"{"appID":"a","model":"m","messages":[{"role":"user","content":"x","images":[7]}]}"#.into(), "messages[0]: field `images`"),
             (format!(r#"{PROMPT},"stream":"no"}}"#), "stream: invalid type: string"),
             (format!(r#"{PROMPT},"stream":null}}"#), "stream: invalid type: null"),
             (format!(r#"{PROMPT},"model":"n"}}"#), "duplicate field `model`"),
@@ -378,6 +390,46 @@ mod tests {
             let refusal = refusal(&body);
             assert!(refusal.starts_with("Deserializing request: "), "{refusal}");
             assert!(refusal.contains(named), "{refusal:?} does not name {named:?}");
+        }
+    }
+
+    #[test]
+    fn a_field_of_a_message_that_is_not_kept_must_say_nothing() {
+        let body = |field: &str| {
+            format!(
+                r#"{{"appID":"a","model":"m","messages":[{{{field},"role":"user","content":"hi"}}]}}"#
+            )
+        };
+        for name in [
+            "images",
+            "tool_calls",
+            "tool_name",
+            "tool_call_id",
+            "thinking",
+            "name",
+        ] {
+            for nothing in ["null", "[]", "[ \n\t]", r#""""#, r#"[],"Images":null"#] {
+                let body = body(&format!(r#""{name}": {nothing} "#));
+                assert_eq!(parse(&body).unwrap().messages[0].content.as_str(), "hi");
+            }
+            for something in [
+                r#"["aGk="]"#,
+                "[[]]",
+                "[null]",
+                "{}",
+                r#"" ""#,
+                "0",
+                "false",
+            ] {
+                let refusal = refusal(&body(&format!(r#""{name}": {something}"#)));
+                let named = format!("messages[0]: field `{name}` is not kept");
+                assert!(refusal.contains(&named), "{something}: {refusal}");
+            }
+        }
+        for role_or_content in [r#""content":null"#, r#""content":[]"#, r#""role":null"#] {
+            let (name, _) = role_or_content.split_once(':').unwrap();
+            let refusal = refusal(&body(role_or_content));
+            assert!(refusal.contains(name.trim_matches('"')), "{refusal}");
         }
     }
 

@@ -49,7 +49,11 @@ fn bad_objects() -> Vec<(String, &'static str)> {
         ("content", json!(["Hi"])),
         ("content", json!("a\0b")),
         ("images", json!(["aGk="])),
-        ("tool_calls", json!([])),
+        (
+            "tool_calls",
+            json!([{"function": {"name": "f", "arguments": {}}}]),
+        ),
+        ("thinking", json!("Hm")),
     ] {
         bodies.push((changed(|body| body["messages"][0][field] = value), field));
     }
