@@ -12,7 +12,7 @@ use spin_sdk::wasip3::spawn;
 use crate::clock::Ticker;
 use crate::config::{self, Config, InvalidVariable};
 use crate::error::{RefusalCode, Rejection};
-use crate::http::{self as client, BodyError};
+use crate::http::{self as client, BodyError, RequestBody};
 use crate::log;
 use crate::permit::Permit;
 use crate::request::{ChatRequest, InvalidRequest};
@@ -21,7 +21,13 @@ use crate::turn::{NotBegun, Turn};
 
 /// Answers a request: with a stream of events, or with a status and a JSON error.
 pub async fn handle(request: Request) -> Response {
-    match answer(request).await {
+    let checked = check(&request).await;
+    let mut body = RequestBody::of(request);
+    let answered = match checked {
+        Ok((Route::Prompt, config)) => prompt(&mut body, config).await,
+        Err(rejection) => Err(rejection),
+    };
+    match answered {
         Ok(response) => response,
         Err(rejection) => {
             if !rejection.detail.is_empty() {
@@ -32,13 +38,14 @@ pub async fn handle(request: Request) -> Response {
                     rejection.detail
                 ));
             }
-            client::rejection(&rejection)
+            client::rejection(&rejection, body)
         }
     }
 }
 
-async fn answer(request: Request) -> Result<Response, Rejection> {
-    if !client::is_own(&request) {
+/// What can be checked before the body is read.
+async fn check(request: &Request) -> Result<(Route, Rc<Config>), Rejection> {
+    if !client::is_own(request) {
         return Err(Rejection::new(
             RefusalCode::OriginRefused,
             "A browser sent this for a page of another origin, which is not served. If the page is this server's own, a proxy in between changes `Host`: let it pass the one that the browser sent.",
@@ -46,11 +53,15 @@ async fn answer(request: Request) -> Result<Response, Rejection> {
     }
     // Before the route: a GET at the start shows whether the variables are right.
     let config = config::load().await?;
-    let (method, path) = client::target(&request);
+    let (method, path) = client::target(request);
     let route = route(method, &path)?;
-    match route {
-        Route::Prompt => prompt(request, config).await,
+    if !client::is_plain(request) {
+        return Err(Rejection::new(
+            RefusalCode::UnsupportedEncoding,
+            "The body is compressed: send it without `content-encoding`.",
+        ));
     }
+    Ok((route, config))
 }
 
 /// What can be requested.
@@ -77,17 +88,11 @@ fn not_allowed(error: &str, allowed: &'static str) -> Rejection {
     Rejection::new(RefusalCode::MethodNotAllowed, error).with_header("allow", allowed)
 }
 
-async fn prompt(request: Request, config: Rc<Config>) -> Result<Response, Rejection> {
-    if !client::is_plain(&request) {
-        return Err(Rejection::new(
-            RefusalCode::UnsupportedEncoding,
-            "The body is compressed: send it without `content-encoding`.",
-        ));
-    }
+async fn prompt(body: &mut RequestBody, config: Rc<Config>) -> Result<Response, Rejection> {
     let permit = Permit::take(config.max_concurrent_turns);
     let mut ticker = Ticker::new(config.timeouts.tick());
     let (limits, stall) = (config.limits, config.timeouts.client_stall);
-    let body = client::read_body(request, limits.body_bytes, &mut ticker, stall).await;
+    let body = body.read(limits.body_bytes, &mut ticker, stall).await;
     let body = body.map_err(|error| body_failed(error, limits.body_bytes))?;
     let request = ChatRequest::parse(&body, &limits)?;
     drop(body);

@@ -1,10 +1,10 @@
-//! Reads a request's body, bounded in bytes and in time.
+//! Reads a request's body, bounded in bytes and in time; what is refused of it is read and forgotten.
 
 use std::time::Duration;
 
-use spin_sdk::wasip3::http::types::Request;
+use spin_sdk::wasip3::http::types::{ErrorCode, Fields, Request};
 use spin_sdk::wasip3::wit_future;
-use spin_sdk::wit_bindgen::StreamResult;
+use spin_sdk::wit_bindgen::{FutureReader, StreamReader, StreamResult};
 
 use crate::clock::Ticker;
 
@@ -17,6 +17,10 @@ const RESERVED: usize = 64 * 1024;
 /// A client has this many times as long for its whole body as for one piece of it.
 const PIECES: u32 = 4;
 
+/// Bytes of a refused body that are read after its refusal was sent, and how long.
+const DISCARDED: usize = 64 * 1024 * 1024;
+const DISCARD_TIME: Duration = Duration::from_secs(5);
+
 /// Why there is no body.
 #[derive(Debug)]
 pub(crate) enum BodyError {
@@ -28,44 +32,90 @@ pub(crate) enum BodyError {
     BrokeOff,
 }
 
-/// The whole body, of at most `limit` bytes; `stall` bounds the wait for each piece of it.
-pub(crate) async fn read_body(
-    request: Request,
-    limit: usize,
-    ticker: &mut Ticker,
-    stall: Duration,
-) -> Result<Vec<u8>, BodyError> {
-    let declared = content_length(&request);
-    if declared.is_some_and(|length| length > limit as u64) {
-        return Err(BodyError::TooLarge);
-    }
-    let (_, no_error) = wit_future::new(|| Ok(()));
-    let (mut stream, trailers) = Request::consume_body(request, no_error);
-    let expected = declared.and_then(|length| usize::try_from(length).ok());
-    let mut body = Vec::with_capacity(expected.unwrap_or(CHUNK).min(RESERVED));
-    let end = ticker.deadline(stall.saturating_mul(PIECES));
-    loop {
-        if body.len() == body.capacity() {
-            body.reserve(CHUNK);
+/// The body of a request, as far as it has not been read.
+pub(crate) struct RequestBody {
+    declared: Option<u64>,
+    unread: Option<(StreamReader<u8>, Trailers)>,
+}
+
+type Trailers = FutureReader<Result<Option<Fields>, ErrorCode>>;
+
+impl RequestBody {
+    pub(crate) fn of(request: Request) -> Self {
+        let declared = content_length(&request);
+        let (_, no_error) = wit_future::new(|| Ok(()));
+        Self {
+            declared,
+            unread: Some(Request::consume_body(request, no_error)),
         }
-        let deadline = ticker.deadline(stall).min(end);
-        let status;
-        (status, body) = ticker
-            .timeout_at(deadline, stream.read(body))
-            .await
-            .ok_or(BodyError::TimedOut)?;
-        if body.len() > limit {
+    }
+
+    /// The whole body, of at most `limit` bytes; `stall` bounds the wait for each piece of it.
+    pub(crate) async fn read(
+        &mut self,
+        limit: usize,
+        ticker: &mut Ticker,
+        stall: Duration,
+    ) -> Result<Vec<u8>, BodyError> {
+        if self.declared.is_some_and(|length| length > limit as u64) {
             return Err(BodyError::TooLarge);
         }
-        if status == StreamResult::Dropped {
-            break;
+        let Some((stream, _)) = &mut self.unread else {
+            return Err(BodyError::BrokeOff);
+        };
+        let expected = self
+            .declared
+            .and_then(|length| usize::try_from(length).ok());
+        let mut body = Vec::with_capacity(expected.unwrap_or(CHUNK).min(RESERVED));
+        let end = ticker.deadline(stall.saturating_mul(PIECES));
+        loop {
+            if body.len() == body.capacity() {
+                body.reserve(CHUNK);
+            }
+            let deadline = ticker.deadline(stall).min(end);
+            let status;
+            (status, body) = ticker
+                .timeout_at(deadline, stream.read(body))
+                .await
+                .ok_or(BodyError::TimedOut)?;
+            if body.len() > limit {
+                return Err(BodyError::TooLarge);
+            }
+            if status == StreamResult::Dropped {
+                break;
+            }
+        }
+        let Some((_, trailers)) = self.unread.take() else {
+            return Err(BodyError::BrokeOff);
+        };
+        let deadline = ticker.deadline(stall).min(end);
+        match ticker.timeout_at(deadline, trailers.into_future()).await {
+            Some(Ok(_)) => Ok(body),
+            Some(Err(_)) => Err(BodyError::BrokeOff),
+            None => Err(BodyError::TimedOut),
         }
     }
-    let deadline = ticker.deadline(stall).min(end);
-    match ticker.timeout_at(deadline, trailers.into_future()).await {
-        Some(Ok(_)) => Ok(body),
-        Some(Err(_)) => Err(BodyError::BrokeOff),
-        None => Err(BodyError::TimedOut),
+
+    /// Reads what is left of it, and keeps nothing: a client that still sends would otherwise find its
+    /// connection reset before it has read the answer. What is not read by then is cut off.
+    pub(super) async fn discard(self) {
+        let Some((mut stream, _trailers)) = self.unread else {
+            return;
+        };
+        let mut ticker = Ticker::new(DISCARD_TIME / 10);
+        let deadline = ticker.deadline(DISCARD_TIME);
+        let mut piece = Vec::with_capacity(CHUNK);
+        let mut length = 0;
+        // A client that sends without a pause is never waited for.
+        while length < DISCARDED && !ticker.is_past(deadline) {
+            let reading = ticker.timeout_at(deadline, stream.read(piece));
+            let Some((StreamResult::Complete(_), read)) = reading.await else {
+                break;
+            };
+            piece = read;
+            length += piece.len();
+            piece.clear();
+        }
     }
 }
 

@@ -10,7 +10,7 @@ mod events;
 mod origin;
 mod response;
 
-pub(crate) use body::{BodyError, read_body};
+pub(crate) use body::{BodyError, RequestBody};
 #[cfg(test)]
 pub(crate) use events::tests;
 pub(crate) use events::{BodyWriter, EventStream, Sink};

@@ -3,12 +3,14 @@
 use spin_sdk::wasip3::http::types::{ErrorCode, Response};
 use spin_sdk::wasip3::{spawn, wit_future, wit_stream};
 
+use super::body::RequestBody;
 use super::events::{BodyWriter, EventStream};
 use super::fields;
 use crate::error::Rejection;
 
-/// A rejection in JSON.
-pub(crate) fn rejection(rejection: &Rejection) -> Response {
+/// A rejection in JSON. The rest of the request's `body` is read only once it is on its way, so that a client
+/// that awaits `100 Continue` sends none.
+pub(crate) fn rejection(rejection: &Rejection, body: RequestBody) -> Response {
     let json = rejection.to_json();
     let length = json.len().to_string();
     let mut headers = vec![
@@ -21,6 +23,8 @@ pub(crate) fn rejection(rejection: &Rejection) -> Response {
     let (_, trailers) = wit_future::new(|| Ok(None));
     spawn(async move {
         writer.write_all(json).await;
+        drop(writer);
+        body.discard().await;
     });
     let (response, _) = Response::new(fields(&headers), Some(reader), trailers);
     let _ = response.set_status_code(rejection.code.status().as_u16());

@@ -1,8 +1,10 @@
 //! What is refused: with its status and a JSON error that names the field; nothing is stored and
 //! Ollama is not called.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
-use llmchat_testkit::{Backend, TestApp, on_both_stores, prompt, within};
+use llmchat_testkit::{Backend, TestApp, on_both_stores, prompt, until, within};
 use ollama_stand_in::Script;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -132,6 +134,74 @@ async fn a_compressed_body_is_a_415() -> Result<()> {
         answer.contains("\"code\":\"unsupported_encoding\""),
         "{answer}"
     );
+    left_no_trace(&app).await
+}
+
+/// A request that sends `pieces` of 10 kB as chunks, one a `pause`, until its connection breaks.
+async fn send_slowly(
+    to: &mut TcpStream,
+    start: &str,
+    pieces: usize,
+    pause: Duration,
+) -> std::io::Result<()> {
+    let head = format!("{start}\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n");
+    to.write_all(head.as_bytes()).await?;
+    let piece = format!("2710\r\n{}\r\n", "x".repeat(10_000));
+    for _ in 0..pieces {
+        to.write_all(piece.as_bytes()).await?;
+        tokio::time::sleep(pause).await;
+    }
+    to.write_all(b"0\r\n\r\n").await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_is_read_whole_by_a_client_that_is_still_sending() -> Result<()> {
+    let app = TestApp::with(Backend::Sqlite, "max_body_bytes", 100_000).await?;
+    for (start, status) in [
+        ("POST /llmchat/ HTTP/1.1\r\nHost: a", 413),
+        ("PUT /llmchat/ HTTP/1.1\r\nHost: a", 405),
+        ("POST /elsewhere HTTP/1.1\r\nHost: a", 404),
+        (
+            "POST /llmchat/ HTTP/1.1\r\nHost: a\r\nOrigin: http://b",
+            403,
+        ),
+        (
+            "POST /llmchat/ HTTP/1.1\r\nHost: a\r\nContent-Encoding: br",
+            415,
+        ),
+    ] {
+        let mut socket = TcpStream::connect(app.address()).await?;
+        // All of it is sent before anything is read.
+        let pause = Duration::from_millis(20);
+        let sent = within("the body", send_slowly(&mut socket, start, 30, pause)).await?;
+        sent.with_context(|| format!("{status}"))?;
+        let mut answer = String::new();
+        within("the answer", socket.read_to_string(&mut answer)).await??;
+        ensure!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{answer}"
+        );
+        let (_, json) = answer.split_once("\r\n\r\n").context("a body")?;
+        let json: Value = serde_json::from_str(json)?;
+        ensure!(json["error"].is_string(), "{json}");
+    }
+    left_no_trace(&app).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_never_stops_sending_is_refused_and_cut_off() -> Result<()> {
+    let app = TestApp::with(Backend::Sqlite, "max_body_bytes", 100_000).await?;
+    let start = "POST /llmchat/ HTTP/1.1\r\nHost: a";
+    for pause in [Duration::ZERO, Duration::from_millis(100)] {
+        let mut socket = TcpStream::connect(app.address()).await?;
+        let sending = send_slowly(&mut socket, start, usize::MAX, pause);
+        let sent = within("the end of the connection", sending).await?;
+        assert!(sent.is_err());
+        until("the end of the request", async || {
+            Ok(app.open_requests() == 0)
+        })
+        .await?;
+    }
     left_no_trace(&app).await
 }
 
