@@ -6,7 +6,7 @@ use std::time::Duration;
 use spin_sdk::wasip3::http::types::{ErrorCode, Fields};
 use spin_sdk::wit_bindgen::{FutureWriter, StreamResult, StreamWriter};
 
-use crate::clock::{Clock, Ticker};
+use crate::clock::{Clock, Deadline, Ticker};
 
 /// Where the bytes of a response's body are written: WASI's stream in the component, a recording in unit
 /// tests.
@@ -76,20 +76,26 @@ impl<S: Sink> EventStream<S> {
 
     /// Sends all of `bytes` and empties the buffer, keeping its capacity for the next events.
     ///
-    /// A write that fails means that the client has left; one that makes no progress for `stall` is taken
-    /// to mean the same.
+    /// A write that fails means that the client has left; one that makes no progress for `stall`, or whose
+    /// rest is still to be taken at `end`, is taken to mean the same.
     pub(crate) async fn send(
         &mut self,
         bytes: &mut Vec<u8>,
         ticker: &mut Ticker<impl Clock>,
         stall: Duration,
+        end: Deadline,
     ) {
         let Some(sink) = &mut self.sink else {
             bytes.clear();
             return;
         };
         while !bytes.is_empty() {
-            let deadline = ticker.deadline(stall);
+            if ticker.is_past(end) {
+                bytes.clear();
+                self.sink = None;
+                return;
+            }
+            let deadline = ticker.deadline(stall).min(end);
             let written = {
                 let mut write = pin!(sink.write(std::mem::take(bytes)));
                 loop {
@@ -130,6 +136,7 @@ pub(crate) mod tests {
 
     const STEP: Duration = Duration::from_millis(10);
     const STALL: Duration = Duration::from_millis(100);
+    const END: Duration = Duration::from_secs(1);
 
     /// A body whose reader takes `at_once` bytes a write, each of which takes `delay`.
     #[derive(Default)]
@@ -173,7 +180,8 @@ pub(crate) mod tests {
 
     fn send(stream: &mut EventStream<Recording>, clock: &Manual, bytes: &mut Vec<u8>) {
         let mut ticker = clock.ticker();
-        clock.run(STEP, stream.send(bytes, &mut ticker, STALL));
+        let end = ticker.deadline(END);
+        clock.run(STEP, stream.send(bytes, &mut ticker, STALL, end));
     }
 
     #[test]
@@ -238,6 +246,25 @@ pub(crate) mod tests {
         send(&mut stream, &clock, &mut b"slow".to_vec());
         assert!(stream.is_open());
         assert_eq!(seen.borrow().bytes, b"slow");
+    }
+
+    #[test]
+    fn a_client_that_is_just_fast_enough_is_gone_at_the_end() {
+        for delay in [STALL - STEP, STEP, STEP / 10] {
+            let clock = Manual::default();
+            let sink = Recording {
+                clock: clock.clone(),
+                at_once: 1,
+                delay,
+                ..Recording::default()
+            };
+            let mut stream = EventStream::new(sink);
+            let mut bytes = vec![b'x'; 10_000];
+            send(&mut stream, &clock, &mut bytes);
+            assert!(!stream.is_open() && bytes.is_empty());
+            let late = clock.elapsed() - END;
+            assert!(late <= 3 * STEP, "{late:?} after the end");
+        }
     }
 
     #[test]

@@ -173,7 +173,12 @@ impl<S: Sink, C: Clock> Relay<S, C> {
         if !self.events.is_empty() {
             let stall = timeouts.client_stall;
             self.client
-                .send(&mut self.events, &mut self.ticker, stall)
+                .send(
+                    &mut self.events,
+                    &mut self.ticker,
+                    stall,
+                    self.turn_deadline,
+                )
                 .await;
             self.comment_due = self.ticker.about(timeouts.comment_interval);
         }
@@ -186,6 +191,8 @@ impl<S: Sink, C: Clock> Relay<S, C> {
     /// Sends the last events and ends the client's stream.
     pub(super) async fn finish(mut self, last: &Last, not_stored: Option<&RelayError>) {
         reply::write_last(last, not_stored, &mut self.events);
+        let last_send = self.ticker.deadline(self.config.timeouts.client_stall);
+        self.turn_deadline = self.turn_deadline.max(last_send);
         if self.send().await.is_ok() {
             self.client.close().await;
         }
