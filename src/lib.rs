@@ -14,8 +14,8 @@
 //! | [`store`] | all SQL, and with it the order of a conversation; the port and its two adapters, retries, migrations | HTTP, SSE, Ollama |
 //!
 //! Shared by all: [`conversation`] (the vocabulary, and the JSON of messages), [`error`] (who learns what),
-//! [`config`] (the operator's settings), [`clock`] (deadlines), [`ids`], [`permit`] (turns an instance
-//! runs), [`log`].
+//! [`config`] (the operator's settings), [`clock`] (deadlines), [`ids`], [`permit`] (what an
+//! instance has room for), [`log`].
 
 #![allow(
     rustdoc::private_intra_doc_links,

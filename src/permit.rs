@@ -1,8 +1,8 @@
-//! What this instance has room for: a number of turns, and a number of bytes of the conversations that they
-//! send to Ollama.
+//! What this instance has room for: a number of turns, and numbers of bytes of their requests and of the
+//! conversations that they send to Ollama.
 //!
-//! While its turns are as many as may run, the host sends further requests to another instance. A conversation
-//! for which there is no room is read later.
+//! While its turns are as many as may run, or their requests as large, the host sends further requests to
+//! another instance. A conversation for which there is no room is read later.
 
 use std::cell::Cell;
 
@@ -31,10 +31,45 @@ thread_local! {
     static TURNS: Turns = Turns::default();
 }
 
+/// Bytes of requests with which an instance asks for no more of them.
+const REQUESTS_BYTES: usize = 32 * 1024 * 1024;
+
+/// Bytes of requests beyond which none of several may grow: they had begun when the instance could still
+/// take them. The largest request, too: parsed it needs as much again, and some hosts give an instance
+/// no more than 256 MiB.
+pub(crate) const REQUESTS_MAX: usize = 64 * 1024 * 1024;
+
+/// The bytes of the requests whose prompts are not yet sent.
+#[derive(Debug, Default)]
+struct Requests(Cell<usize>);
+
+impl Requests {
+    /// Whether one of `held` bytes may have `bytes`.
+    fn may_grow(&self, held: usize, bytes: usize) -> bool {
+        let others = self.0.get().saturating_sub(held);
+        others == 0 || others.saturating_add(bytes) <= REQUESTS_MAX
+    }
+
+    /// Counts one that had `held` bytes and has `bytes`; whether there is too much of them, where that changes.
+    fn resize(&self, held: usize, bytes: usize) -> Option<bool> {
+        let before = self.0.get();
+        let after = before.saturating_sub(held).saturating_add(bytes);
+        self.0.set(after);
+        let [was_full, is_full] = [before, after].map(|bytes| bytes >= REQUESTS_BYTES);
+        (was_full != is_full).then_some(is_full)
+    }
+}
+
+thread_local! {
+    static REQUESTS: Requests = Requests::default();
+}
+
 /// The permission to run a turn, given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Permit {
     limit: usize,
+    /// Bytes of the request.
+    held: Cell<usize>,
 }
 
 impl Permit {
@@ -44,12 +79,33 @@ impl Permit {
         if TURNS.with(|turns| turns.begin(limit)) {
             backpressure_inc();
         }
-        Self { limit }
+        let held = Cell::default();
+        Self { limit, held }
+    }
+
+    /// Room for a request that grows to `bytes`, unless others hold too much.
+    pub(crate) fn grow(&self, bytes: usize) -> bool {
+        let may_grow = REQUESTS.with(|all| all.may_grow(self.held.get(), bytes));
+        if may_grow {
+            self.resize(bytes);
+        }
+        may_grow
+    }
+
+    /// Takes note of the bytes that the request has now.
+    pub(crate) fn resize(&self, bytes: usize) {
+        let held = self.held.replace(bytes);
+        match REQUESTS.with(|all| all.resize(held, bytes)) {
+            Some(true) => backpressure_inc(),
+            Some(false) => backpressure_dec(),
+            None => {}
+        }
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
+        self.resize(0);
         if TURNS.with(|turns| turns.end(self.limit)) {
             backpressure_dec();
         }
@@ -115,6 +171,31 @@ impl Drop for Room {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn backpressure_is_on_while_requests_are_large_and_each_change_is_told_once() {
+        let requests = Requests::default();
+        let half = REQUESTS_BYTES / 2;
+        assert_eq!(requests.resize(0, half), None);
+        assert_eq!(requests.resize(0, half - 1), None);
+        assert_eq!(requests.resize(half - 1, half), Some(true));
+        assert_eq!(requests.resize(half, 2 * half), None);
+        assert_eq!(requests.resize(2 * half, 0), Some(false));
+        assert_eq!(requests.resize(half, 0), None);
+        assert_eq!(requests.0.get(), 0);
+    }
+
+    #[test]
+    fn a_request_alone_may_grow_and_several_only_so_far() {
+        let requests = Requests::default();
+        assert!(requests.may_grow(0, REQUESTS_MAX + 1));
+        requests.resize(0, REQUESTS_MAX + 1);
+        assert!(requests.may_grow(REQUESTS_MAX + 1, REQUESTS_MAX + 2));
+        assert!(!requests.may_grow(0, 1));
+        requests.resize(REQUESTS_MAX + 1, REQUESTS_MAX - 1);
+        assert!(requests.may_grow(0, 1));
+        assert!(!requests.may_grow(0, 2));
+    }
 
     #[test]
     fn there_is_room_for_one_conversation_or_for_several_that_fit() {

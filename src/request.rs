@@ -5,14 +5,14 @@
 //!
 //! | limit | value | refusal |
 //! | --- | --- | --- |
-//! | bytes of the body | [`Limits::body_bytes`] | [`InvalidRequest::TooLarge`] |
+//! | bytes of the body | [`Limits::body_bytes`], and what an instance has ([`crate::permit`]) | [`InvalidRequest::TooLarge`] |
 //! | bytes of what the model is sent | [`Limits::history_bytes`] | [`InvalidRequest::ContextTooLarge`] |
 //! | number of messages | [`Limits::messages`] | names `messages` |
 //! | characters of `appID` | 1 to [`APP_ID_MAX_CHARS`](crate::conversation::APP_ID_MAX_CHARS) | names `appID` |
 //! | characters of a role | 1 to [`ROLE_MAX_CHARS`](crate::conversation::ROLE_MAX_CHARS) | names `messages[i].role` |
 //! | nesting of any other field | that of serde_json, 128 | names the field |
 //!
-//! The time that a body may take is [`crate::http::read_body`]'s. Knows no database, no Ollama, no WASI.
+//! The time that a body may take is [`crate::http::RequestBody`]'s. Knows no database, no Ollama, no WASI.
 
 use std::fmt;
 
@@ -53,7 +53,9 @@ pub struct ChatRequest {
 #[derive(Debug, PartialEq, Eq, Error)]
 pub enum InvalidRequest {
     /// The body has more bytes than [`Limits::body_bytes`].
-    #[error("The body is larger than {limit} bytes, the operator's limit (max_body_bytes).")]
+    #[error(
+        "The body is larger than {limit} bytes, the operator's limit (max_body_bytes, 64 MiB at most)."
+    )]
     TooLarge {
         /// The limit.
         limit: usize,

@@ -14,7 +14,7 @@ use crate::config::{self, Config, InvalidVariable};
 use crate::error::{RefusalCode, Rejection};
 use crate::http::{self as client, BodyError, RequestBody};
 use crate::log;
-use crate::permit::Permit;
+use crate::permit::{Permit, REQUESTS_MAX};
 use crate::request::{ChatRequest, InvalidRequest};
 use crate::store::{Database, Kind, StoreError};
 use crate::turn::{NotBegun, Turn};
@@ -91,9 +91,15 @@ fn not_allowed(error: &str, allowed: &'static str) -> Rejection {
 async fn prompt(body: &mut RequestBody, config: Rc<Config>) -> Result<Response, Rejection> {
     let permit = Permit::take(config.max_concurrent_turns);
     let mut ticker = Ticker::new(config.timeouts.tick());
-    let (limits, stall) = (config.limits, config.timeouts.client_stall);
-    let body = body.read(limits.body_bytes, &mut ticker, stall).await;
-    let body = body.map_err(|error| body_failed(error, limits.body_bytes))?;
+    let stall = config.timeouts.client_stall;
+    let mut limits = config.limits;
+    limits.body_bytes = limits.body_bytes.min(REQUESTS_MAX);
+    let has_room = |bytes| permit.grow(bytes);
+    let read = body.read(limits.body_bytes, &mut ticker, stall, has_room);
+    let body = read
+        .await
+        .map_err(|error| body_failed(error, limits.body_bytes))?;
+    permit.resize(body.len());
     let request = ChatRequest::parse(&body, &limits)?;
     drop(body);
     let store = Database::open(config.database_url.as_deref());
@@ -109,6 +115,10 @@ fn body_failed(error: BodyError, limit: usize) -> Rejection {
         BodyError::TimedOut => {
             Rejection::new(RefusalCode::Timeout, "The body did not come in time.")
         }
+        BodyError::NoRoom => Rejection::new(
+            RefusalCode::Overloaded,
+            "The bodies of other requests take up the memory: send this one again later.",
+        ),
         BodyError::BrokeOff => Rejection::new(RefusalCode::BodyBrokeOff, "The body broke off."),
     }
 }
@@ -213,6 +223,7 @@ mod tests {
                 BodyError::TooLarge,
                 BodyError::TimedOut,
                 BodyError::BrokeOff,
+                BodyError::NoRoom,
             ]
             .map(body),
         );
@@ -230,7 +241,9 @@ mod tests {
     #[test]
     fn what_only_the_operator_can_fix_is_in_the_log_and_not_in_the_answer() {
         for rejection in rejections() {
-            let is_operators = rejection.code.status().is_server_error();
+            let is_operators = rejection.code.status().is_server_error()
+                // Time alone fixes it.
+                && rejection.code != RefusalCode::Overloaded;
             let told = rejection.error.contains("database's own message");
             let logged = rejection.detail.contains("database's own message");
             assert_eq!(logged, is_operators, "{rejection:?}");

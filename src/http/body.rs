@@ -30,11 +30,13 @@ pub(crate) enum BodyError {
     TimedOut,
     /// The connection broke before its end.
     BrokeOff,
+    /// There is no room for it at present.
+    NoRoom,
 }
 
 /// The body of a request, as far as it has not been read.
 pub(crate) struct RequestBody {
-    declared: Option<u64>,
+    declared: Option<usize>,
     unread: Option<(StreamReader<u8>, Trailers)>,
 }
 
@@ -50,27 +52,30 @@ impl RequestBody {
         }
     }
 
-    /// The whole body, of at most `limit` bytes; `stall` bounds the wait for each piece of it.
+    /// The whole body, of at most `limit` bytes; `stall` bounds the wait for each piece of it. `has_room` is
+    /// told how many bytes it is going to occupy.
     pub(crate) async fn read(
         &mut self,
         limit: usize,
         ticker: &mut Ticker,
         stall: Duration,
+        has_room: impl Fn(usize) -> bool,
     ) -> Result<Vec<u8>, BodyError> {
-        if self.declared.is_some_and(|length| length > limit as u64) {
+        if self.declared.is_some_and(|length| length > limit) {
             return Err(BodyError::TooLarge);
         }
         let Some((stream, _)) = &mut self.unread else {
             return Err(BodyError::BrokeOff);
         };
-        let expected = self
-            .declared
-            .and_then(|length| usize::try_from(length).ok());
-        let mut body = Vec::with_capacity(expected.unwrap_or(CHUNK).min(RESERVED));
+        let mut body = Vec::new();
         let end = ticker.deadline(stall.saturating_mul(PIECES));
         loop {
             if body.len() == body.capacity() {
-                body.reserve(CHUNK);
+                let capacity = next_capacity(body.len(), self.declared, limit);
+                if !has_room(capacity) {
+                    return Err(BodyError::NoRoom);
+                }
+                body.reserve_exact(capacity - body.len());
             }
             let deadline = ticker.deadline(stall).min(end);
             let status;
@@ -119,7 +124,44 @@ impl RequestBody {
     }
 }
 
-fn content_length(request: &Request) -> Option<u64> {
+/// The capacity for a body of which `length` bytes, all that fitted, have come: one more than it can have, so
+/// that its end is found without another one.
+fn next_capacity(length: usize, declared: Option<usize>, limit: usize) -> usize {
+    let wanted = match (length, declared) {
+        (0, Some(_)) => RESERVED,
+        (0, None) => CHUNK,
+        (length, _) => length.saturating_mul(2),
+    };
+    let most = declared.filter(|declared| *declared >= length);
+    wanted.min(most.unwrap_or(limit).saturating_add(1))
+}
+
+/// The length that it declares; one beyond what can be counted is beyond every limit.
+fn content_length(request: &Request) -> Option<usize> {
     let values = request.get_headers().get("content-length");
-    std::str::from_utf8(values.first()?).ok()?.parse().ok()
+    let length: u64 = std::str::from_utf8(values.first()?).ok()?.parse().ok()?;
+    Some(usize::try_from(length).unwrap_or(usize::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_taken_as_a_body_comes_and_not_for_what_it_declares() {
+        const LIMIT: usize = 1_000_000;
+        assert_eq!(next_capacity(0, None, LIMIT), CHUNK);
+        assert_eq!(next_capacity(0, Some(LIMIT), LIMIT), RESERVED);
+        assert_eq!(next_capacity(RESERVED, Some(LIMIT), LIMIT), 2 * RESERVED);
+        // With its last byte, the end of it is yet to be read.
+        assert_eq!(next_capacity(0, Some(100), LIMIT), 101);
+        assert_eq!(next_capacity(0, Some(0), LIMIT), 1);
+        assert_eq!(next_capacity(900_000, None, LIMIT), LIMIT + 1);
+        for length in [1, CHUNK, 600_000, LIMIT] {
+            for declared in [None, Some(0), Some(length), Some(LIMIT)] {
+                let capacity = next_capacity(length, declared, LIMIT);
+                assert!(capacity > length && capacity <= LIMIT + 1);
+            }
+        }
+    }
 }

@@ -76,7 +76,7 @@ pub(crate) struct Turn {
     /// Where turns of a conversation may not overlap.
     lease: Option<Lease>,
     config: Rc<Config>,
-    _permit: Permit,
+    permit: Permit,
 }
 
 impl Turn {
@@ -142,7 +142,7 @@ impl Turn {
                     store,
                     lease,
                     config,
-                    _permit: permit,
+                    permit,
                 });
             }
         };
@@ -184,7 +184,9 @@ impl Turn {
                     ));
                 }
             };
-            call::send(&config.ollama_url, body, room, &config.timeouts).await
+            let answer = call::send(&config.ollama_url, body, room, &config.timeouts).await;
+            self.permit.resize(0);
+            answer
         };
         let end = relay.run(&mut pipeline, sending).await;
         let Outcome { reply, last, told } = pipeline.end(end);
