@@ -171,11 +171,15 @@ on_both_stores! {
 
     async fn the_relay_goes_on_after_an_error_line(backend: Backend) -> Result<()> {
         let app = TestApp::start(backend).await?;
-        app.ollama.push(Script::new().token("a").line(wire::error("hiccup")).token("b").done());
+        let script = Script::new().token("a").line(wire::error("hiccup")).line(wire::error("again"));
+        app.ollama.push(script.token("b").done());
         let events = app.ask("app", "Hi").await?;
-        assert_eq!(events.iter().map(Event::code).collect::<Vec<_>>(), [None, Some("ollama_error"), None, None]);
+        let error = Some("ollama_error");
+        assert_eq!(events.iter().map(Event::code).collect::<Vec<_>>(), [None, error, error, None, None]);
         assert!(matches!(&events[1], Event::Error { error, .. } if error.contains("hiccup")));
         assert_eq!(app.rows("app").await?[1].message, "ab");
+        let log = app.log();
+        assert!(log.contains(": 2 × ollama_error: hiccup\n") && !log.contains("again"), "{log}");
         Ok(())
     }
 
