@@ -113,7 +113,7 @@ impl<'a> ChatChunk<'a> {
         Ok(match (error, done) {
             (Some(_), _) => Self::Error {
                 // The whole line, since a `signin_url` stands beside the error.
-                text: serde_json::from_str(line)
+                text: serde_json::from_str(halves::replaced(line).as_deref().unwrap_or(line))
                     .ok()
                     .and_then(|line| error_text(&line))
                     .unwrap_or_else(|| "Ollama reported an error and gave no reason".to_owned()),
@@ -393,6 +393,7 @@ mod tests {
         for (line, text) in [
             (r#"{"error":"out of memory"}"#, "out of memory"),
             (r#"{"error":{"code":1},"done":true}"#, r#"{"code":1}"#),
+            (r#"{"error":"cut \ud83d","done":true}"#, "cut \u{fffd}"),
         ] {
             assert_eq!(parsed(line), Ok(ChatChunk::Error { text: text.into() }));
         }
