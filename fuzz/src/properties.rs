@@ -123,6 +123,15 @@ fn relay(chunks: &[&[u8]], line_cap: usize, reply_cap: usize, whitespace: Whites
 
 impl Relayed {
     fn check(&self, payloads: &[(String, String)], reply_cap: usize, whitespace: Whitespace) {
+        // The type is spelled out after an error, and nowhere else.
+        let events = str::from_utf8(&self.events).unwrap();
+        let mut after_error = false;
+        for event in events.split_terminator("\n\n") {
+            let is_error = event.starts_with("event: error\n");
+            let is_named = event.starts_with("event: message\n");
+            assert_eq!(is_named, after_error && !is_error, "{events}");
+            after_error = is_error;
+        }
         let is_done = matches!(self.last, Last::Done { .. });
         let text = match &self.reply {
             None => "",
