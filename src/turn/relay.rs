@@ -349,6 +349,17 @@ mod tests {
     }
 
     #[test]
+    fn a_byte_order_mark_that_comes_alone_does_not_make_a_reply_a_refusal() {
+        let scene = Scene::with(&[]);
+        let steps = ["\u{feff}", TOKEN, DONE].map(Step::Bytes);
+        let mut answer = scene.answer(200, steps);
+        answer.head.content_type = Some("text/plain".into());
+        let (outcome, events) = scene.relay(async { Ok(answer) });
+        assert_eq!(events, format!(": waiting\ndata: {TOKEN}\n"));
+        assert!(matches!(outcome.last, Last::Done { .. }));
+    }
+
+    #[test]
     fn nothing_is_waited_for_after_done() {
         let scene = Scene::with(&[]);
         let (outcome, _) = scene.run([Step::Bytes(DONE), Step::Hang]);
