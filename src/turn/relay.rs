@@ -31,6 +31,8 @@ pub(super) struct Relay<S = BodyWriter, C = Monotonic> {
     config: Rc<Config>,
     /// When the turn must have ended.
     turn_deadline: Deadline,
+    /// When the client is given up, however fast it takes what it is sent.
+    send_deadline: Deadline,
     /// When the client is sent a comment, unless an event is sent before.
     comment_due: Deadline,
     /// Framed events to be sent; the buffer is reused.
@@ -42,6 +44,13 @@ impl<S: Sink, C: Clock> Relay<S, C> {
         Self {
             client,
             turn_deadline: ticker.deadline_from_start(config.timeouts.turn),
+            // What is on its way when the turn's time is over gets a moment more: its end must be told after it.
+            send_deadline: ticker.deadline_from_start(
+                config
+                    .timeouts
+                    .turn
+                    .saturating_add(config.timeouts.client_stall),
+            ),
             comment_due: ticker.about(config.timeouts.comment_interval),
             ticker,
             config,
@@ -177,7 +186,7 @@ impl<S: Sink, C: Clock> Relay<S, C> {
                     &mut self.events,
                     &mut self.ticker,
                     stall,
-                    self.turn_deadline,
+                    self.send_deadline,
                 )
                 .await;
             self.comment_due = self.ticker.about(timeouts.comment_interval);
@@ -192,7 +201,7 @@ impl<S: Sink, C: Clock> Relay<S, C> {
     pub(super) async fn finish(mut self, last: &Last, not_stored: Option<&RelayError>) {
         reply::write_last(last, not_stored, &mut self.events);
         let last_send = self.ticker.deadline(self.config.timeouts.client_stall);
-        self.turn_deadline = self.turn_deadline.max(last_send);
+        self.send_deadline = self.send_deadline.max(last_send);
         if self.send().await.is_ok() {
             self.client.close().await;
         }
