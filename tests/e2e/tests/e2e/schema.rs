@@ -112,6 +112,7 @@ on_both_stores! {
             "INSERT INTO chatts SELECT * FROM chatts WHERE appid = 'other';
              INSERT INTO chatts VALUES (NULL, NULL, NULL, NULL, 'app'), ('user', NULL, NULL, NULL, 'app'),
                 (NULL, 'Nobody', NULL, '2024-05-01 12:00:01+00:00', 'app'),
+                ('user', 'Timeless', NULL, NULL, 'app'),
                 ('user', 'Last', NULL, '2024-05-02 12:00:00+00:00', 'app')",
         )
         .await?;
@@ -123,7 +124,7 @@ on_both_stores! {
             .await?;
         }
         app.ollama.always(Script::reply(["ok"]));
-        // Whole, and row by row.
+        // With a prompt, and without.
         let body = json!({"appID": "app", "model": "m", "messages": []});
         for turn in 1..=2 {
             let events = match turn {
@@ -132,7 +133,7 @@ on_both_stores! {
             };
             assert_eq!(events.len(), 2);
             let mut expected = messages(&[
-                ("user", "Old prompt"), ("assistant", "Old reply"), ("user", "Last"),
+                ("user", "Timeless"), ("user", "Old prompt"), ("assistant", "Old reply"), ("user", "Last"),
                 ("user", "Hi"),
             ]);
             if turn == 2 {
