@@ -6,6 +6,7 @@
 //! has the fewest.
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -141,6 +142,8 @@ async fn take(places: &Arc<Semaphore>, crowded: &Notify) -> Option<OwnedSemaphor
         crowded.notify_one();
         let free = places.clone().acquire_owned();
         if let Ok(place) = timeout(ACCEPT_PAUSE, free).await {
+            // Where nobody was idle, the notification is still there: not for a connection to come.
+            pin!(crowded.notified()).enable();
             return place.ok();
         }
     }
@@ -173,5 +176,26 @@ async fn work(
                 None => is_receiving = false,
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_place_that_became_free_by_itself_closes_no_later_connection() {
+        let (places, crowded) = (Arc::new(Semaphore::new(1)), Notify::new());
+        let busy = take(&places, &crowded).await.unwrap();
+        let waiting = async { take(&places, &crowded).await.unwrap() };
+        let leaving = async {
+            tokio::time::sleep(ACCEPT_PAUSE * 3).await;
+            drop(busy);
+        };
+        let (_place, ()) = tokio::join!(waiting, leaving);
+        assert!(crowded.notified().now_or_never().is_none());
     }
 }
