@@ -28,16 +28,18 @@ impl Head {
 
     /// Whether a body that begins with `start` is no reply: a page, or a text that does not even claim to be
     /// JSON. `None` where only white space has come, or a byte order mark. A line that does not parse in the
-    /// midst of others is left out alone.
+    /// midst of others is left out alone, and so is the first one of what claims to be NDJSON.
     pub(crate) fn is_no_reply(&self, start: &[u8]) -> Option<bool> {
         // Byte by byte, since the mark may come in pieces.
         let is_blank = |byte: &u8| byte.is_ascii_whitespace() || BOM.contains(byte);
         let first = *start.iter().find(|byte| !is_blank(byte))?;
-        let is_json = match &self.content_type {
-            Some(content_type) => content_type.to_ascii_lowercase().contains("json"),
-            None => false,
-        };
-        Some(first == b'<' || (first != b'{' && !is_json))
+        let content_type = self.content_type.as_deref().unwrap_or_default();
+        let content_type = content_type.to_ascii_lowercase();
+        Some(match first {
+            b'{' => false,
+            b'<' => !content_type.contains("ndjson"),
+            _ => !content_type.contains("json"),
+        })
     }
 
     fn encoding(&self) -> Option<&str> {
@@ -229,7 +231,8 @@ mod tests {
         for (content_type, start, is_no_reply) in [
             ("application/x-ndjson", "{", false),
             ("application/x-ndjson", " x", false),
-            ("application/x-ndjson", "\r\n<", true),
+            ("application/x-ndjson", "\r\n<", false),
+            ("application/json", "\r\n<", true),
             ("text/html", "{", false),
             ("text/html", "<", true),
             ("text/plain", "o", true),
@@ -237,7 +240,7 @@ mod tests {
             ("", "o", true),
             ("text/plain", "\u{feff}{", false),
             ("text/html", "\u{feff}\n<", true),
-            ("application/x-ndjson", "\u{feff}<", true),
+            ("application/json", "\u{feff}<", true),
             ("", "\u{feff}o", true),
         ] {
             let head = head(200, content_type, "identity");

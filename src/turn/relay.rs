@@ -470,7 +470,9 @@ mod tests {
             Step::Bytes("\n <html>\n"),
             Step::Bytes("<h1>Sign in</h1>\n</html>\n"),
         ];
-        let (outcome, events) = scene.run(page);
+        let mut answer = scene.answer(200, page);
+        answer.head.content_type = Some("text/html".into());
+        let (outcome, events) = scene.relay(async { Ok(answer) });
         assert_eq!(code(&outcome), Code::OllamaRefused);
         assert!(matches!(outcome.last, Last::Error(error) if error.text.contains("200: Sign in")));
         assert_eq!(events, ": waiting\n");
