@@ -113,7 +113,7 @@ impl Drop for Permit {
 }
 
 /// Bytes of conversations that wait to be sent to Ollama.
-const CONVERSATIONS_BYTES: usize = 8 * 1024 * 1024;
+const CONVERSATIONS_BYTES: usize = 5 * 1024 * 1024;
 
 /// The bytes that are taken.
 #[derive(Debug, Default)]

@@ -22,7 +22,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) type SharedQueues = Arc<Queues>;
 
 /// Statements that read at once: each can take as much memory as its rows, and the processor is shared.
-const READERS: usize = 4;
+const READERS: usize = 2;
 
 /// Who waits for the file.
 #[derive(Debug, Default)]

@@ -123,7 +123,7 @@ on_both_stores! {
         let stored = store.query("SELECT name FROM chatts WHERE appid = 'large' AND message = 'ok'").await?;
         assert_eq!(stored.len(), PROMPTS);
         let peak = process.peak_memory().await?;
-        ensure!(peak < BOUND, "{} MiB", peak >> 20);
+         ensure!(peak < BOUND, "{} MiB", peak >> 20);
         Ok(())
     }
 }
