@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -103,17 +103,8 @@ impl Cluster {
             use_tls(&directory, owner, certificate, key)?;
         }
 
-        let mut keeper = command(Path::new("sh"), owner)
-            .args(["-c", KEEPER, "keeper"])
-            .args([&binaries, &directory])
-            .current_dir("/")
-            // Out of reach of a Ctrl-C, which it must outlive to clean up.
-            .process_group(0)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("cannot run sh")?;
+        let sh = command(Path::new("sh"), owner);
+        let mut keeper = start_keeper(sh, KEEPER, [&binaries, &directory])?;
         let stdin = keeper.stdin.take().context("the keeper has no stdin")?;
         let cluster = Self {
             directory,
@@ -256,6 +247,20 @@ pub(crate) fn give_away(directory: &Path) -> Result<Option<(u32, u32)>> {
     fs::set_permissions(directory, fs::Permissions::from_mode(0o755))?;
     chown(directory, Some(user), Some(group))?;
     Ok(Some(owner))
+}
+
+/// Starts a shell whose script waits for the end of its stdin, which is that of this process, and cleans up.
+pub(crate) fn start_keeper(mut sh: Command, script: &str, arguments: [&Path; 2]) -> Result<Child> {
+    sh.args(["-c", script, "keeper"])
+        .args(arguments)
+        .current_dir("/")
+        // Out of reach of a Ctrl-C, which it must outlive to clean up.
+        .process_group(0)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("cannot run sh")
 }
 
 pub(crate) fn command(program: &Path, owner: Option<(u32, u32)>) -> Command {

@@ -2,12 +2,13 @@
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, Command, Stdio};
+use std::process::{ChildStdin, Command};
 
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
+
+use crate::cluster::start_keeper;
 
 const BLOCK: [u8; 4096] = [0x5a; 4096];
 
@@ -54,17 +55,8 @@ impl Disk {
             fs::remove_dir(&path)?;
             bail!("mounting needs root: {}", refusal.trim());
         }
-        let mut keeper = Command::new("sh")
-            .args(["-c", KEEPER, "keeper"])
-            .arg(&path)
-            .arg(server.unwrap_or(Path::new("")))
-            .current_dir("/")
-            .process_group(0)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("cannot run sh")?;
+        let arguments = [&path, server.unwrap_or(Path::new(""))];
+        let mut keeper = start_keeper(Command::new("sh"), KEEPER, arguments)?;
         let stdin = keeper.stdin.take().context("the keeper has no stdin")?;
         Ok(Self {
             path,

@@ -2,15 +2,14 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::Child;
 
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
-use crate::cluster::{PASSWORD, USER, command, give_away};
+use crate::cluster::{PASSWORD, USER, command, give_away, start_keeper};
 use crate::{Database, until};
 
 const NOT_INSTALLED: &str = "\
@@ -56,16 +55,8 @@ default_pool_size = 4
             address.port()
         );
         fs::write(&settings, text)?;
-        let keeper = command(Path::new("sh"), owner)
-            .args(["-c", KEEPER, "keeper"])
-            .args([&binary, &settings])
-            .current_dir("/")
-            .process_group(0)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("cannot run sh")?;
+        let sh = command(Path::new("sh"), owner);
+        let keeper = start_keeper(sh, KEEPER, [&binary, &settings])?;
         let pooler = Self {
             address,
             keeper,
