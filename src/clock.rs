@@ -5,8 +5,8 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use spin_sdk::wasip3::clocks::monotonic_clock;
-use spin_sdk::wit_bindgen::yield_async;
+use crate::spin::wasip3::clocks::monotonic_clock;
+use crate::spin::wit_bindgen::yield_async;
 
 /// A duration in nanoseconds, as the component model counts it.
 // Inlined in each place that computes a deadline, it makes the component larger (measured).

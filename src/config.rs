@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::str::FromStr;
 use std::time::Duration;
 
-use spin_sdk::variables;
+use crate::spin::variables;
 use strum::{EnumString, VariantNames};
 use thiserror::Error;
 
@@ -204,13 +204,18 @@ fn choice<T: FromStr + VariantNames>(value: &str) -> Result<T, String> {
 }
 
 fn database_url(value: &str) -> Result<Option<String>, String> {
-    if value.is_empty() {
+    let has_sqlite = cfg!(feature = "sqlite");
+    if value.is_empty() && has_sqlite {
         return Ok(None);
     }
     if value.starts_with("postgres://") || value.starts_with("postgresql://") {
         return Ok(Some(value.to_owned()));
     }
-    Err("must be a URL like postgres://user:password@host/database, or empty for SQLite".into())
+    let must_be = "must be a URL like postgres://user:password@host/database";
+    Err(match has_sqlite {
+        true => format!("{must_be}, or empty for SQLite"),
+        false => format!("{must_be}: this build of llmchat has no SQLite"),
+    })
 }
 
 fn ollama_url(value: &str) -> Result<OllamaUrl, String> {

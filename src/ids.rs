@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use spin_sdk::wasip3::random::random::get_random_u64;
+use crate::spin::wasip3::random::random::get_random_u64;
 use uuid::{Builder, Uuid};
 
 /// The ids of one turn and its rows. Time and randomness are read once, then counted up (the RFC's

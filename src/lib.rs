@@ -15,7 +15,7 @@
 //!
 //! Shared by all: [`conversation`] (the vocabulary, and the JSON of messages), [`error`] (who learns what),
 //! [`config`] (the operator's settings), [`clock`] (deadlines), [`ids`], [`permit`] (what an
-//! instance has room for), [`log`].
+//! instance has room for), [`log`], [`spin`] (its SDK).
 
 #![allow(
     rustdoc::private_intra_doc_links,
@@ -35,14 +35,15 @@ mod http;
 mod ids;
 mod log;
 mod permit;
+mod spin;
 mod store;
 mod turn;
 
 /// The wasm entry point. Elsewhere it would not link: the crate is a `cdylib` and an `rlib`.
 #[cfg(target_arch = "wasm32")]
 mod component {
-    use spin_sdk::wasip3;
-    use spin_sdk::wasip3::http::types::{ErrorCode, Request, Response};
+    use crate::spin::wasip3;
+    use crate::spin::wasip3::http::types::{ErrorCode, Request, Response};
 
     struct Component;
     wasip3::http::service::export!(Component);

@@ -6,7 +6,7 @@
 
 use std::cell::Cell;
 
-use spin_sdk::wit_bindgen::{backpressure_dec, backpressure_inc};
+use crate::spin::wit_bindgen::{backpressure_dec, backpressure_inc};
 
 /// The turns that run.
 #[derive(Debug, Default)]

@@ -5,9 +5,9 @@
 
 use std::rc::Rc;
 
+use crate::spin::wasip3::http::types::{Request, Response};
+use crate::spin::wasip3::spawn;
 use http::Method;
-use spin_sdk::wasip3::http::types::{Request, Response};
-use spin_sdk::wasip3::spawn;
 
 use crate::clock::Ticker;
 use crate::config::{self, Config, InvalidVariable};

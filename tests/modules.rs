@@ -82,13 +82,13 @@ fn modules_are_used_in_one_direction() {
 fn a_module_does_not_import_what_it_must_not_know() {
     let modules = modules();
     for (name, must_not) in [
-        ("conversation", &["spin_sdk", "crate::"][..]),
-        ("error", &["spin_sdk", "crate::"]),
-        ("request", &["spin_sdk", "crate::store", "crate::ollama"]),
+        ("conversation", &["crate::spin", "crate::"][..]),
+        ("error", &["crate::spin", "crate::"]),
+        ("request", &["crate::spin", "crate::store", "crate::ollama"]),
         (
             "reply",
             &[
-                "spin_sdk",
+                "crate::spin",
                 "crate::store",
                 "crate::ollama",
                 "crate::http",
@@ -115,8 +115,8 @@ fn a_module_does_not_import_what_it_must_not_know() {
                 "crate::store",
             ],
         ),
-        ("service", &["spin_sdk::pg", "spin_sdk::sqlite"]),
-        ("turn", &["spin_sdk::pg", "spin_sdk::sqlite", "serde"]),
+        ("service", &["spin::pg", "spin::sqlite"]),
+        ("turn", &["spin::pg", "spin::sqlite", "serde"]),
     ] {
         for path in must_not {
             assert!(!modules[name].contains(path), "{name} imports {path}");
@@ -127,7 +127,7 @@ fn a_module_does_not_import_what_it_must_not_know() {
 #[test]
 fn only_the_store_uses_spins_databases() {
     for (name, source) in modules() {
-        let uses = ["spin_sdk::pg", "spin_sdk::sqlite"].map(|path| source.contains(path));
+        let uses = ["spin::pg", "spin::sqlite"].map(|path| source.contains(path));
         assert_eq!(uses, [name == "store"; 2], "{name}");
     }
 }

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use spin_sdk::wasip3::http::types::{ErrorCode, Fields, Request};
-use spin_sdk::wasip3::wit_future;
-use spin_sdk::wit_bindgen::{FutureReader, StreamReader, StreamResult};
+use crate::spin::wasip3::http::types::{ErrorCode, Fields, Request};
+use crate::spin::wasip3::wit_future;
+use crate::spin::wit_bindgen::{FutureReader, StreamReader, StreamResult};
 
 use crate::clock::Ticker;
 

@@ -3,8 +3,8 @@
 use std::pin::pin;
 use std::time::Duration;
 
-use spin_sdk::wasip3::http::types::{ErrorCode, Fields};
-use spin_sdk::wit_bindgen::{FutureWriter, StreamResult, StreamWriter};
+use crate::spin::wasip3::http::types::{ErrorCode, Fields};
+use crate::spin::wit_bindgen::{FutureWriter, StreamResult, StreamWriter};
 
 use crate::clock::{Clock, Deadline, Ticker};
 

@@ -2,8 +2,8 @@
 //!
 //! Knows statuses, headers and bodies, but no route and no chat.
 
+use crate::spin::wasip3::http::types::{Fields, Method as WasiMethod, Request};
 use http::Method;
-use spin_sdk::wasip3::http::types::{Fields, Method as WasiMethod, Request};
 
 mod body;
 mod events;

@@ -1,7 +1,7 @@
 //! The heads of answers: JSON for a rejection, or the start of an event stream.
 
-use spin_sdk::wasip3::http::types::{ErrorCode, Response};
-use spin_sdk::wasip3::{spawn, wit_future, wit_stream};
+use crate::spin::wasip3::http::types::{ErrorCode, Response};
+use crate::spin::wasip3::{spawn, wit_future, wit_stream};
 
 use super::body::RequestBody;
 use super::events::{BodyWriter, EventStream};

@@ -3,13 +3,13 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use http::StatusCode;
-use spin_sdk::wasip3::http::client;
-use spin_sdk::wasip3::http::types::{
+use crate::spin::wasip3::http::client;
+use crate::spin::wasip3::http::types::{
     ErrorCode, Fields, Method, Request, RequestOptions, Response, Scheme,
 };
-use spin_sdk::wasip3::{spawn, wit_future, wit_stream};
-use spin_sdk::wit_bindgen::{FutureReader, StreamReader, StreamResult};
+use crate::spin::wasip3::{spawn, wit_future, wit_stream};
+use crate::spin::wit_bindgen::{FutureReader, StreamReader, StreamResult};
+use http::StatusCode;
 
 use crate::clock::nanoseconds;
 use crate::config::{OllamaUrl, Timeouts};

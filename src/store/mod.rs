@@ -11,6 +11,11 @@
 //! prompt, prompt, reply, reply. Where turns must not even overlap, one holds a lease on its conversation,
 //! which expires if the turn's host is gone.
 
+#![cfg_attr(
+    not(feature = "sqlite"),
+    expect(dead_code, reason = "what only the other adapter uses")
+)]
+
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -20,6 +25,7 @@ use crate::conversation::{AppId, Context, Message, ReplyStatus};
 use crate::ids::Ids;
 use postgres::Postgres;
 use retry::Bounds;
+#[cfg(feature = "sqlite")]
 use sqlite::Sqlite;
 
 mod error;
@@ -28,6 +34,7 @@ mod postgres;
 mod retry;
 mod rows;
 mod schema;
+#[cfg(feature = "sqlite")]
 mod sqlite;
 
 pub(crate) use error::{Kind, StoreError};
@@ -148,6 +155,7 @@ pub(crate) struct Reply {
 #[derive(Debug, Clone)]
 pub(crate) enum Database {
     Postgres(Postgres),
+    #[cfg(feature = "sqlite")]
     Sqlite(Sqlite),
 }
 
@@ -156,6 +164,7 @@ macro_rules! call {
     ($database:expr, $method:ident($($argument:expr),*)) => {
         match $database {
             Self::Postgres(store) => store.$method($($argument),*).await,
+            #[cfg(feature = "sqlite")]
             Self::Sqlite(store) => store.$method($($argument),*).await,
         }
     };
@@ -165,8 +174,10 @@ impl Database {
     /// PostgreSQL at `url`, or the host's SQLite.
     pub(crate) fn open(url: Option<&str>) -> Self {
         match url {
-            Some(url) => Self::Postgres(Postgres::new(url.to_owned())),
+            #[cfg(feature = "sqlite")]
             None => Self::Sqlite(Sqlite),
+            // Without SQLite the settings have refused an empty one.
+            url => Self::Postgres(Postgres::new(url.unwrap_or_default().to_owned())),
         }
     }
 
@@ -180,6 +191,7 @@ impl Database {
     ) -> Result<T, StoreError> {
         let bounds = match self {
             Self::Postgres(_) => Bounds::several(limit),
+            #[cfg(feature = "sqlite")]
             Self::Sqlite(_) => Bounds::two(limit),
         };
         let migrate = async |unusable| match self.other_pool(unusable) {

@@ -1,6 +1,6 @@
 //! Reads the rows of a statement, from either database.
 
-use spin_sdk::wit_bindgen::{StreamReader, StreamResult};
+use crate::spin::wit_bindgen::{StreamReader, StreamResult};
 
 use super::StoreError;
 

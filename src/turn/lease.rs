@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use spin_sdk::wasip3::spawn;
+use crate::spin::wasip3::spawn;
 use uuid::Uuid;
 
 use crate::clock::{self, Ticker};

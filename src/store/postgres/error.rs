@@ -1,7 +1,7 @@
 //! Sorts PostgreSQL's errors by what can be done about them: by SQLSTATE where there is one (PostgreSQL's
 //! manual, appendix A), else by the host's message.
 
-use spin_sdk::pg::{DbError, Error, PgError, QueryError};
+use crate::spin::pg::{DbError, Error, PgError, QueryError};
 
 use super::url::DatabaseUrl;
 use crate::store::phrases::{self, contains};

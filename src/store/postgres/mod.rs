@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use spin_sdk::pg::{Connection, DbValue, ParameterValue};
+use crate::spin::pg::{Connection, DbValue, ParameterValue};
 use uuid::Uuid;
 
 use super::{

@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use spin_sdk::sqlite::{Connection, Value};
+use crate::spin::sqlite::{Connection, Value};
 
 use super::error::classify;
 use crate::store::{StoreError, rows};

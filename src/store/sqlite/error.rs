@@ -1,7 +1,7 @@
 //! Sorts SQLite's errors by what can be done about them. SQLite's codes do not reach a component, its
 //! messages do.
 
-use spin_sdk::sqlite::Error;
+use crate::spin::sqlite::Error;
 
 use crate::store::phrases::{self, contains};
 use crate::store::{Kind, StoreError};

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use spin_sdk::sqlite::Value;
+use crate::spin::sqlite::Value;
 use uuid::Uuid;
 
 use super::phrases::{self, contains};
