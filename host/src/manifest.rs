@@ -10,6 +10,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::variables::{Template, check_name};
 
+use build::Build;
+
 mod build;
 mod file;
 
@@ -19,7 +21,7 @@ pub struct Manifest {
     path: PathBuf,
     name: String,
     source: PathBuf,
-    build: Option<build::Build>,
+    build: Option<Build>,
     variables: BTreeMap<String, Option<String>>,
     pub(crate) component_variables: BTreeMap<String, Template>,
     pub(crate) allowed_outbound_hosts: Vec<Template>,
@@ -30,13 +32,19 @@ pub struct Manifest {
 impl Manifest {
     /// Reads a `spin.toml`.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        Self::load_profile(path, None)
+    }
+
+    /// Reads a `spin.toml` with what a build profile has instead (`--profile` to Spin).
+    pub fn load_profile(path: impl AsRef<Path>, profile: Option<&str>) -> Result<Self> {
         let path = path.as_ref();
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read the manifest {}", path.display()))?;
-        Self::parse(path, &text).with_context(|| format!("in the manifest {}", path.display()))
+        Self::parse(path, &text, profile)
+            .with_context(|| format!("in the manifest {}", path.display()))
     }
 
-    fn parse(path: &Path, text: &str) -> Result<Self> {
+    fn parse(path: &Path, text: &str, profile: Option<&str>) -> Result<Self> {
         let mut file: file::File = toml::from_str(text)?;
         ensure!(
             file.spin_manifest_version == 2,
@@ -58,7 +66,21 @@ impl Manifest {
         let routes = triggers.iter().map(|trigger| Route::parse(&trigger.route));
         let routes = routes.collect::<Result<_>>()?;
         let component = file.component.remove(id);
-        let component = component.with_context(|| format!("no [component.{id}]"))?;
+        let mut component = component.with_context(|| format!("no [component.{id}]"))?;
+        if let Some(name) = profile {
+            let Some(profile) = component.profile.remove(name) else {
+                let names = component
+                    .profile
+                    .into_keys()
+                    .collect::<Vec<_>>()
+                    .join("`, `");
+                bail!("there is no profile `{name}` of the component, only `{names}`");
+            };
+            component.source = profile.source.unwrap_or(component.source);
+            if let Some(build) = profile.build {
+                component.build = Some(Build::with(build.command, component.build));
+            }
+        }
 
         let variables = file.variables.into_iter().map(|(name, variable)| {
             check_name(&name)?;
@@ -194,7 +216,7 @@ mod tests {
     "#;
 
     fn parse(text: &str) -> Result<Manifest> {
-        Manifest::parse(Path::new("app/spin.toml"), text)
+        Manifest::parse(Path::new("app/spin.toml"), text, None)
     }
 
     #[test]
@@ -202,6 +224,27 @@ mod tests {
         let manifest = parse(SMALL).unwrap();
         assert_eq!(manifest.source(), Path::new("app/it.wasm"));
         assert_eq!(manifest.state_dir(), Path::new("app/.spin"));
+    }
+
+    #[test]
+    fn a_profile_has_its_own_component_and_build() {
+        let text = format!(
+            "{SMALL}\n[component.it.profile.old]\nsource = \"old.wasm\"\nbuild.command = \"false\"\n\
+             [component.it.profile.same]\n"
+        );
+        let load = |profile| Manifest::parse(Path::new("app/spin.toml"), &text, profile);
+        for (profile, source, builds) in [
+            (None, "app/it.wasm", true),
+            (Some("old"), "app/old.wasm", false),
+            (Some("same"), "app/it.wasm", true),
+        ] {
+            let manifest = load(profile).unwrap();
+            assert_eq!(manifest.source(), Path::new(source));
+            let build = manifest.build.unwrap().run(Path::new("."));
+            assert_eq!(build.is_ok(), builds, "{profile:?}");
+        }
+        let error = format!("{:#}", load(Some("odl")).unwrap_err());
+        assert!(error.contains("no profile `odl`") && error.contains("`old`, `same`"));
     }
 
     #[test]

@@ -50,6 +50,10 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "FILE")]
     manifest: Option<PathBuf>,
 
+    /// The build profile of the manifest to build and run, such as spin-4-0 [default: none]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) profile: Option<String>,
+
     /// Where SQLite's file is kept [default: .spin beside the manifest, as with Spin]
     #[arg(long, value_name = "DIRECTORY")]
     pub(crate) state_dir: Option<PathBuf>,

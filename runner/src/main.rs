@@ -31,7 +31,7 @@ fn main() -> ExitCode {
 }
 
 async fn run(cli: cli::Cli) -> Result<()> {
-    let manifest = Manifest::load(cli.manifest()?)?;
+    let manifest = Manifest::load_profile(cli.manifest()?, cli.profile.as_deref())?;
     let mut variables = cli.variables(&manifest);
     let stand_in = match cli.stand_in() {
         Some(config) => Some(

@@ -15,6 +15,7 @@ use crate::manifest::Manifest;
 
 pub(crate) mod bindings;
 mod cache;
+mod candidate;
 
 /// Concurrent instances. Each serves many requests, so this is room for thousands of streams; it
 /// reserves address space, not memory.
@@ -42,7 +43,7 @@ impl Program {
         let component = match cache::load(&engine, source, &wasm) {
             Some(component) => component,
             None => {
-                let component = Component::from_binary(&engine, &wasm)
+                let component = Component::from_binary(&engine, &candidate::as_final(&wasm))
                     .map_err(anyhow::Error::from)
                     .with_context(|| format!("{shown} is no component that can be compiled"))?;
                 let _ = cache::store(&engine, source, &wasm, &component);

@@ -19,12 +19,18 @@ pub(super) struct Build {
 /// One command, or several that run one after the other.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
-enum Commands {
+pub(super) enum Commands {
     One(String),
     Several(Vec<String>),
 }
 
 impl Build {
+    /// With a profile's commands, in the directory of the others.
+    pub(super) fn with(command: Commands, default: Option<Self>) -> Self {
+        let workdir = default.map(|build| build.workdir).unwrap_or_default();
+        Self { command, workdir }
+    }
+
     /// Runs the commands; `workdir` is relative to `dir`.
     pub(super) fn run(&self, dir: &Path) -> Result<()> {
         let dir = dir.join(&self.workdir);

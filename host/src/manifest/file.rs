@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::build::Build;
+use super::build::{Build, Commands};
 
 #[derive(Deserialize)]
 pub(super) struct File {
@@ -63,8 +63,24 @@ pub(super) struct Component {
     #[serde(default)]
     pub(super) sqlite_databases: BTreeSet<String>,
     pub(super) build: Option<Build>,
+    #[serde(default)]
+    pub(super) profile: BTreeMap<String, Profile>,
     #[serde(rename = "description")]
     _description: Option<String>,
     #[serde(rename = "tool")]
     _tool: Option<IgnoredAny>,
+}
+
+/// What another build of the component has instead.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Profile {
+    pub(super) source: Option<PathBuf>,
+    pub(super) build: Option<ProfileBuild>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ProfileBuild {
+    pub(super) command: Commands,
 }
