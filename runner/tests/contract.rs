@@ -1,4 +1,4 @@
-//! The built component imports what `wit/` lists, signature by signature, and exports its
+//! Each built component imports what its world in `wit/` lists, signature by signature, and exports its
 //! one handler: an additional capability fails here.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
@@ -14,22 +14,45 @@ use wit_parser::{Resolve, WorldId};
 const WASI_0_2: &str = "@0.2.6";
 
 #[test]
-fn the_component_imports_and_exports_what_the_contract_says() {
-    let manifest = Manifest::load(workspace().join("spin.toml")).unwrap();
-    manifest.build().unwrap();
-    let wasm = fs::read(manifest.source()).unwrap();
+fn each_component_imports_and_exports_what_the_contract_says() {
+    let builds = [
+        ("spin.toml", None, "llmchat"),
+        ("spin.toml", Some("spin-4-0"), "llmchat-rc"),
+    ];
+    for (manifest, profile, world) in builds {
+        let manifest = Manifest::load_profile(workspace().join(manifest), profile).unwrap();
+        manifest.build().unwrap();
+        has_world(manifest.source(), world);
+    }
+}
+
+fn has_world(component: &Path, name: &str) {
+    let wasm = fs::read(component).unwrap();
     let DecodedWasm::Component(component, world) = wit_component::decode(&wasm).unwrap() else {
-        panic!("{} is no component", manifest.source().display());
+        panic!("{} is no component", component.display());
     };
     let imports = names(&component, world, Side::Imports);
     let exports = names(&component, world, Side::Exports);
     let built_with = imports.iter().find_map(|name| name.split_once("@0.2."));
     let built_with = built_with.map_or(WASI_0_2.to_owned(), |(_, patch)| format!("@0.2.{patch}"));
 
-    let (contract, llmchat) = contract(&built_with, "llmchat");
+    let (contract, contracted) = contract(&built_with, name);
     // Imports that the contract lacks, exports that the component lacks, and signatures.
-    wit_component::targets(&contract, llmchat, &wasm).unwrap();
-    assert_eq!(exports, names(&contract, llmchat, Side::Exports));
+    wit_component::targets(&contract, contracted, &wasm).unwrap();
+    assert_eq!(exports, names(&contract, contracted, Side::Exports));
+}
+
+#[test]
+fn the_release_candidate_differs_from_wasi_0_3_0_in_its_version_alone() {
+    for name in ["http", "clocks", "random"] {
+        let read = |version| {
+            let path = workspace().join(format!("wit/deps/wasi-{name}-{version}.wit"));
+            fs::read_to_string(path).unwrap()
+        };
+        let candidate = read("0.3-rc").replace("0.3.0-rc-2026-03-15", "0.3.0");
+        let (_, candidate) = candidate.split_once('\n').unwrap();
+        assert_eq!(candidate, read("0.3"), "{name}");
+    }
 }
 
 #[test]
