@@ -33,6 +33,9 @@ pub struct InstanceLimits {
     pub concurrent: usize,
     /// How long it waits for the next request when it has nothing to do.
     pub idle: Duration,
+    /// Whether work that goes on after the responses is something to do, as for Spin 4.1. For Spin 4.0 an
+    /// instance is idle once its responses have ended or lost their clients.
+    pub finishes: bool,
     /// Bytes of a memory: an allocation beyond fails.
     pub memory: usize,
 }
@@ -43,6 +46,7 @@ impl Default for InstanceLimits {
             requests: 128,
             concurrent: 16,
             idle: Duration::from_secs(1),
+            finishes: true,
             memory: 256 << 20,
         }
     }
@@ -104,6 +108,8 @@ impl HandlerState for Instances {
             view: |instance| instance.http(),
             expiration: Expiration {
                 idle: self.limits.idle,
+                finishes: self.limits.finishes,
+                unread_since: None,
                 cut: Box::pin(self.requests.cut.clone().cancelled_owned()),
                 sleep: Box::pin(tokio::time::sleep(self.limits.idle)),
                 requests: requests.clone(),
@@ -121,6 +127,9 @@ impl HandlerState for Instances {
 /// Decides when an instance ends.
 pub(super) struct Expiration {
     idle: Duration,
+    finishes: bool,
+    /// Since when nobody has read a response, where that makes it idle.
+    unread_since: Option<Instant>,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     sleep: Pin<Box<Sleep>>,
     requests: Arc<InstanceRequests>,
@@ -136,11 +145,20 @@ impl WorkerExpiration for Expiration {
         if self.cut.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        // Ending a busy instance would break off all its streams.
-        if status != WorkerStatus::Idle {
-            return Poll::Pending;
+        match status {
+            WorkerStatus::Idle => {
+                self.requests.idle();
+                self.poll_idle(cx, since)
+            }
+            WorkerStatus::PostReturn if !self.finishes => self.poll_unread(cx),
+            // Ending a busy instance would break off all its streams.
+            _ => Poll::Pending,
         }
-        self.requests.idle();
+    }
+}
+
+impl Expiration {
+    fn poll_idle(&mut self, cx: &mut Context<'_>, since: Instant) -> Poll<()> {
         let Some(deadline) = since.checked_add(self.idle) else {
             return Poll::Pending;
         };
@@ -150,7 +168,22 @@ impl WorkerExpiration for Expiration {
         }
         self.sleep.as_mut().poll(cx)
     }
+
+    /// As Spin 4.0: the last client's leaving begins the time that an idle instance has.
+    fn poll_unread(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.requests.are_read() {
+            let since = *self.unread_since.get_or_insert_with(Instant::now);
+            return self.poll_idle(cx, since);
+        }
+        self.unread_since = None;
+        // Nothing tells when a client leaves: look again.
+        self.sleep.as_mut().reset((Instant::now() + LOOK).into());
+        self.sleep.as_mut().poll(cx)
+    }
 }
+
+/// Between two looks at whether the responses still have clients.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Decides which requests an instance accepts.
 pub(super) struct Admission {

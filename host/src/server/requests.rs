@@ -120,6 +120,13 @@ impl InstanceRequests {
         }
     }
 
+    /// Whether a response has a client that reads it.
+    pub(super) fn are_read(&self) -> bool {
+        // Here is one handle; another is the body's.
+        let accepted = self.accepted.lock();
+        accepted.iter().any(|it| Arc::strong_count(it) > 1)
+    }
+
     /// The instance is about to be dropped in the middle of its work: the responses that it was
     /// writing must not look complete.
     pub(super) fn fail(&self) {

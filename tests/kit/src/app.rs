@@ -20,8 +20,7 @@ use crate::{
 async fn program() -> Result<&'static Program> {
     static PROGRAM: OnceCell<Program> = OnceCell::const_new();
     let load = || async {
-        let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../spin.toml");
-        let manifest = Manifest::load(manifest)?;
+        let manifest = manifest()?;
         tokio::task::spawn_blocking(move || {
             manifest.build()?;
             Program::load(&manifest)
@@ -29,6 +28,18 @@ async fn program() -> Result<&'static Program> {
         .await?
     };
     PROGRAM.get_or_try_init(load).await
+}
+
+/// The build profile that is tested: `LLMCHAT_PROFILE`, or the default build.
+pub(crate) fn profile() -> Option<String> {
+    let profile = std::env::var("LLMCHAT_PROFILE").ok();
+    profile.filter(|name| !name.is_empty())
+}
+
+/// The component's manifest, with that profile.
+pub(crate) fn manifest() -> Result<Manifest> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../spin.toml");
+    Manifest::load_profile(path, profile().as_deref())
 }
 
 /// What a test changes before the start.
@@ -76,6 +87,12 @@ impl Setup {
     /// Bytes of memory that an instance may have.
     pub fn instance_memory(mut self, limit: usize) -> Self {
         self.options.instances.memory = limit;
+        self
+    }
+
+    /// Takes work that goes on after the responses for nothing to do, as Spin 4.0 does.
+    pub fn as_spin_4_0(mut self) -> Self {
+        self.options.instances.finishes = false;
         self
     }
 

@@ -7,12 +7,13 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use llmchat_host::Manifest;
 use llmchat_host::variables::environment_name;
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::sync::{Mutex, OnceCell};
 use tokio::time::timeout;
+
+use crate::app;
 
 /// The package, and its program.
 const RUNNER: &str = "llmchat-runner";
@@ -72,6 +73,7 @@ impl Process {
         let variables = self.variables.iter();
         let mut child = Command::new(program)
             .args(["--no-build", "--manifest", MANIFEST])
+            .args(app::profile().map(|name| format!("--profile={name}")))
             .args(["--listen", &self.address.to_string()])
             .args(["--drain", &DRAIN.as_secs().to_string()])
             .arg("--state-dir")
@@ -168,7 +170,7 @@ async fn program() -> Result<&'static PathBuf> {
 }
 
 async fn build() -> Result<PathBuf> {
-    let manifest = Manifest::load(MANIFEST)?;
+    let manifest = app::manifest()?;
     tokio::task::spawn_blocking(move || manifest.build()).await??;
     if let Some(cargo) = std::env::var_os("CARGO") {
         let mut build = Command::new(cargo);
