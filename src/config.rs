@@ -310,6 +310,11 @@ pub(crate) mod tests {
         assert!(!error.contains("s3cret"));
     }
 
+    #[test]
+    fn only_with_sqlite_may_the_database_url_be_empty() {
+        assert_eq!(database_url("").is_ok(), cfg!(feature = "sqlite"));
+    }
+
     fn manifest() -> toml::Table {
         include_str!("../spin.toml").parse().unwrap()
     }
@@ -322,7 +327,12 @@ pub(crate) mod tests {
         let defaults = variables
             .iter()
             .map(|(name, it)| (name.clone(), default(it)));
-        defaults.collect()
+        let mut defaults: BTreeMap<_, _> = defaults.collect();
+        if cfg!(not(feature = "sqlite")) {
+            let url = "postgres://localhost/llmchat".to_owned();
+            defaults.insert("database_url".to_owned(), url);
+        }
+        defaults
     }
 
     /// Reads the settings from `variables`, and which were read.
