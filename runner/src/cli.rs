@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use clap::Parser;
 use llmchat_host::variables::environment_name;
 use llmchat_host::{InstanceLimits, Manifest};
@@ -42,7 +42,8 @@ pub(crate) struct Cli {
     )]
     stand_in_rate: f64,
 
-    /// Set a variable, such as ollama_url or database_url; overrides the environment
+    /// Set a variable, such as ollama_url or database_url, or with NAME=@FILE to what a file holds;
+    /// overrides the environment
     #[arg(long = "variable", value_name = "NAME=VALUE", value_parser = variable)]
     variables: Vec<(String, String)>,
 
@@ -75,11 +76,20 @@ pub(crate) struct Cli {
     pub(crate) no_build: bool,
 }
 
+/// As in Spin, but for the line end after a file's last line, which is no part of the value.
 fn variable(text: &str) -> Result<(String, String)> {
-    match text.split_once('=') {
-        Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
-        None => bail!("it should look like name=value"),
-    }
+    let Some((name, value)) = text.split_once('=') else {
+        bail!("it should look like name=value or name=@file");
+    };
+    let Some(file) = value.strip_prefix('@') else {
+        return Ok((name.to_owned(), value.to_owned()));
+    };
+    // One message: clap does not show the cause of an error.
+    let content =
+        std::fs::read_to_string(file).map_err(|error| anyhow!("cannot read {file}: {error}"))?;
+    let line = content.strip_suffix('\n').unwrap_or(&content);
+    let value = line.strip_suffix('\r').unwrap_or(line);
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 /// Without a port: the name counts.
@@ -196,5 +206,24 @@ mod tests {
             ("a".to_owned(), "b=c".to_owned())
         );
         assert!(variable("a").is_err());
+    }
+
+    #[test]
+    fn a_value_may_be_in_a_file() {
+        let temporary = tempfile::tempdir().unwrap();
+        let file = temporary.path().join("secret");
+        let value = || Ok::<_, anyhow::Error>(variable(&format!("a=@{}", file.display()))?.1);
+        let error = format!("{:#}", value().unwrap_err());
+        assert!(error.contains(&*file.to_string_lossy()), "{error}");
+        for (content, expected) in [
+            ("", ""),
+            ("postgres://u:p@h/d", "postgres://u:p@h/d"),
+            ("v\n", "v"),
+            ("v\r\n", "v"),
+            ("v\n\n", "v\n"),
+        ] {
+            std::fs::write(&file, content).unwrap();
+            assert_eq!(value().unwrap(), expected, "{content:?}");
+        }
     }
 }
