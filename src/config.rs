@@ -34,6 +34,8 @@ pub(crate) struct Config {
     pub(crate) max_line_bytes: usize,
     /// Bytes of the longest completion.
     pub(crate) max_completion_bytes: usize,
+    /// Bytes of the events of a reply, its last one excepted.
+    pub(crate) max_stream_bytes: usize,
     pub(crate) timeouts: Timeouts,
 }
 
@@ -159,6 +161,7 @@ where
         },
         max_line_bytes: source.get("max_line_bytes", count).await?,
         max_completion_bytes: source.get("max_completion_bytes", count).await?,
+        max_stream_bytes: source.get("max_stream_bytes", count).await?,
         timeouts: Timeouts {
             comment_interval: source.get("comment_interval", duration).await?,
             client_stall: source.get("client_stall_timeout", duration).await?,

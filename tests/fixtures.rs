@@ -3,13 +3,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use llmchat::reply::{self, End, Pipeline, Whitespace};
+use llmchat::reply::{self, Caps, End, Pipeline, Whitespace};
 use llmchat_fixtures::without_messages;
+
+const CAPS: Caps = Caps {
+    line: 1 << 20,
+    completion: 1 << 20,
+    stream: usize::MAX,
+};
 
 /// What the client is sent for `chunks`, and what is stored.
 fn relay(chunks: &[&[u8]]) -> (String, String) {
     let mut events = Vec::new();
-    let mut pipeline = Pipeline::new(1 << 20, 1 << 20, Whitespace::Collapse);
+    let mut pipeline = Pipeline::new(CAPS, Whitespace::Collapse);
     let flow = chunks
         .iter()
         .try_for_each(|chunk| pipeline.feed(chunk, &mut events));

@@ -10,7 +10,7 @@ use divan::counter::{BytesCount, ItemsCount};
 use divan::{AllocProfiler, Bencher, black_box};
 use llmchat::reply::ndjson::LineSplitter;
 use llmchat::reply::wire::ChatChunk;
-use llmchat::reply::{End, Pipeline, Whitespace};
+use llmchat::reply::{Caps, End, Pipeline, Whitespace};
 use ollama_stand_in::wire;
 
 #[global_allocator]
@@ -20,7 +20,11 @@ const TOKENS: usize = 2_000;
 
 /// The operator's limits, by default.
 const LINE_CAP: usize = 1 << 20;
-const REPLY_CAP: usize = 4 << 20;
+const CAPS: Caps = Caps {
+    line: LINE_CAP,
+    completion: 4 << 20,
+    stream: usize::MAX,
+};
 
 /// What one read from a fast Ollama gives.
 const CHUNK: usize = 16 << 10;
@@ -72,7 +76,7 @@ fn parse(bencher: Bencher<'_, '_>, tokens: &str) {
 #[divan::bench(args = ["plain", "escaped"])]
 fn all(bencher: Bencher<'_, '_>, tokens: &str) {
     bench(bencher, tokens, |lines| {
-        let mut pipeline = Pipeline::new(LINE_CAP, REPLY_CAP, Whitespace::Collapse);
+        let mut pipeline = Pipeline::new(CAPS, Whitespace::Collapse);
         let mut events = Vec::with_capacity(CHUNK);
         for line in lines {
             let _ = pipeline.feed(black_box(line), &mut events);

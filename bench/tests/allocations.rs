@@ -1,7 +1,13 @@
 //! A token without JSON escapes is relayed without an allocation.
 
-use llmchat::reply::{End, Pipeline, Whitespace};
+use llmchat::reply::{Caps, End, Pipeline, Whitespace};
 use ollama_stand_in::wire;
+
+const CAPS: Caps = Caps {
+    line: 1 << 20,
+    completion: 4 << 20,
+    stream: usize::MAX,
+};
 
 /// The allocations of relaying a reply, reallocations included.
 fn allocations(tokens: usize) -> u64 {
@@ -10,7 +16,7 @@ fn allocations(tokens: usize) -> u64 {
     let lines = texts.map(|text| wire::token(text)).chain([wire::done()]);
     let reply: String = lines.map(|line| line + "\n").collect();
     let counted = allocation_counter::measure(|| {
-        let mut pipeline = Pipeline::new(1 << 20, 4 << 20, Whitespace::Collapse);
+        let mut pipeline = Pipeline::new(CAPS, Whitespace::Collapse);
         let mut events = Vec::with_capacity(32 << 10);
         for chunk in reply.as_bytes().chunks(16 << 10) {
             let _ = pipeline.feed(chunk, &mut events);

@@ -22,7 +22,7 @@ use llmchat::ollama::body::Body;
 use llmchat::reply::ndjson::{Line, LineSplitter};
 use llmchat::reply::sse::{self, ErrorData};
 use llmchat::reply::transcode::Transcoder;
-use llmchat::reply::{self, End, Last, Pipeline, Whitespace};
+use llmchat::reply::{self, Caps, End, Last, Pipeline, Whitespace};
 use llmchat::request::{ChatRequest, Limits};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -105,7 +105,12 @@ struct Relayed {
 
 fn relay(chunks: &[&[u8]], line_cap: usize, reply_cap: usize, whitespace: Whitespace) -> Relayed {
     let mut events = Vec::new();
-    let mut pipeline = Pipeline::new(line_cap, reply_cap, whitespace);
+    let caps = Caps {
+        line: line_cap,
+        completion: reply_cap,
+        stream: usize::MAX,
+    };
+    let mut pipeline = Pipeline::new(caps, whitespace);
     let flow = chunks
         .iter()
         .try_for_each(|chunk| pipeline.feed(chunk, &mut events));
@@ -195,7 +200,7 @@ fn payloads(
     whitespace: Whitespace,
 ) -> Vec<(String, String)> {
     let mut payloads = Vec::new();
-    let mut transcoder = Transcoder::new(whitespace, reply_cap);
+    let mut transcoder = Transcoder::new(whitespace, reply_cap, usize::MAX);
     let mut accept = |line: Line<'_>| {
         payloads.extend(transcoder.accept(line).map(|event| payload(&event)));
         match transcoder.is_over() {

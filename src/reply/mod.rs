@@ -27,6 +27,17 @@ use ndjson::{Line, LineSplitter};
 use sse::{ErrorData, Event};
 use transcode::Transcoder;
 
+/// The most bytes of a reply.
+#[derive(Debug, Clone, Copy)]
+pub struct Caps {
+    /// A line from Ollama.
+    pub line: usize,
+    /// The completion.
+    pub completion: usize,
+    /// All events to the client; the one that reaches it is still sent.
+    pub stream: usize,
+}
+
 /// The path of one reply, from chunks to events.
 #[derive(Debug)]
 pub struct Pipeline {
@@ -35,11 +46,11 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// A pipeline for lines of at most `line_cap` bytes and a completion of at most `reply_cap`.
-    pub fn new(line_cap: usize, reply_cap: usize, whitespace: Whitespace) -> Self {
+    /// A pipeline for a reply within `caps`.
+    pub fn new(caps: Caps, whitespace: Whitespace) -> Self {
         Self {
-            lines: LineSplitter::new(line_cap),
-            transcoder: Transcoder::new(whitespace, reply_cap),
+            lines: LineSplitter::new(caps.line),
+            transcoder: Transcoder::new(whitespace, caps.completion, caps.stream),
         }
     }
 
@@ -65,7 +76,9 @@ impl Pipeline {
 
 fn accept(transcoder: &mut Transcoder, line: Line<'_>, events: &mut Vec<u8>) -> ControlFlow<()> {
     if let Some(event) = transcoder.accept(line) {
+        let before = events.len();
         event.write_to(events);
+        transcoder.sent(events.len() - before);
     }
     match transcoder.is_over() {
         true => ControlFlow::Break(()),

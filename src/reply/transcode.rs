@@ -130,13 +130,16 @@ pub struct Transcoder {
     told: Vec<(RelayError, usize)>,
     /// The client's last event was an error.
     after_error: bool,
+    /// The most bytes of events, and how many were sent.
+    stream_cap: usize,
+    sent: usize,
     /// A limit of ours that ended the reply.
     over_limit: Option<RelayError>,
 }
 
 impl Transcoder {
-    /// The start of a reply of at most `cap` bytes.
-    pub fn new(whitespace: Whitespace, cap: usize) -> Self {
+    /// The start of a reply of at most `cap` bytes, in events of at most `stream_cap`.
+    pub fn new(whitespace: Whitespace, cap: usize, stream_cap: usize) -> Self {
         Self {
             completion: Completion {
                 text: String::new(),
@@ -148,6 +151,8 @@ impl Transcoder {
             final_line: None,
             told: Vec::new(),
             after_error: false,
+            stream_cap,
+            sent: 0,
             over_limit: None,
         }
     }
@@ -157,6 +162,20 @@ impl Transcoder {
         let event = self.event(line)?;
         self.after_error = matches!(event, Event::Error(_));
         Some(event)
+    }
+
+    /// An event of so many bytes is on its way.
+    pub fn sent(&mut self, bytes: usize) {
+        self.sent = self.sent.saturating_add(bytes);
+        if self.sent >= self.stream_cap && !self.is_over() {
+            self.over_limit = Some(RelayError::new(
+                Code::CompletionTooLong,
+                format!(
+                    "the events of the reply grew over {} bytes, the operator's limit (max_stream_bytes); it ends here",
+                    self.stream_cap
+                ),
+            ));
+        }
     }
 
     fn event<'a>(&mut self, line: Line<'a>) -> Option<Event<'a>> {
@@ -280,7 +299,7 @@ mod tests {
     }
 
     fn transcoder() -> Transcoder {
-        Transcoder::new(Whitespace::Collapse, 100)
+        Transcoder::new(Whitespace::Collapse, 100, usize::MAX)
     }
 
     const TOKEN: &[u8] = br#"{"message":{"content":"hi"},"done":false}"#;
@@ -297,6 +316,27 @@ mod tests {
     fn a_nul_is_stored_as_the_replacement_character() {
         assert_eq!(stored(&["a\0b"], Whitespace::Collapse), "a\u{fffd}b");
         assert_eq!(stored(&["a\0b"], Whitespace::Preserve), "a\u{fffd}b");
+    }
+
+    #[test]
+    fn a_stream_over_its_cap_ends_after_the_event_that_reached_it() {
+        let mut reply = Transcoder::new(Whitespace::Preserve, 100, 10);
+        for bytes in [9, 1] {
+            assert!(!reply.is_over());
+            assert!(reply.accept(Line::Whole(TOKEN)).is_some());
+            reply.sent(bytes);
+        }
+        assert!(reply.is_over());
+        let outcome = reply.end(End::Closed);
+        assert_eq!(
+            outcome.reply,
+            Some(("hihi".to_owned(), ReplyStatus::Partial))
+        );
+        let Last::Error(error) = outcome.last else {
+            panic!("no error")
+        };
+        assert_eq!(error.code, Code::CompletionTooLong);
+        assert!(error.text.contains("max_stream_bytes"));
     }
 
     #[test]
@@ -418,7 +458,7 @@ mod tests {
     #[test]
     fn a_reply_of_white_space_is_not_stored_and_its_end_passes() {
         for whitespace in [Whitespace::Collapse, Whitespace::Preserve] {
-            let mut reply = Transcoder::new(whitespace, 100);
+            let mut reply = Transcoder::new(whitespace, 100, usize::MAX);
             let line = br#"{"message":{"content":" \n\u3000"},"done":false}"#;
             assert!(reply.accept(Line::Whole(line)).is_some());
             reply.accept(Line::Whole(DONE));
@@ -439,7 +479,7 @@ mod tests {
 
     #[test]
     fn a_token_that_does_not_fit_is_neither_shown_nor_stored() {
-        let mut reply = Transcoder::new(Whitespace::Preserve, 3);
+        let mut reply = Transcoder::new(Whitespace::Preserve, 3, usize::MAX);
         assert!(reply.accept(Line::Whole(TOKEN)).is_some());
         assert!(reply.accept(Line::Whole(TOKEN)).is_none());
         assert!(reply.is_over());
@@ -493,7 +533,7 @@ mod tests {
                 let token = format!("\\u{unit:04x}");
                 escaped.last_mut().unwrap().push_str(&token);
             }
-            let mut reply = Transcoder::new(Whitespace::Preserve, 1000);
+            let mut reply = Transcoder::new(Whitespace::Preserve, 1000, usize::MAX);
             for content in escaped {
                 let line = format!(r#"{{"message":{{"content":"{content}"}},"done":false}}"#);
                 prop_assert!(reply.accept(Line::Whole(line.as_bytes())).is_some());

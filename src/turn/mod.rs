@@ -27,7 +27,7 @@ use crate::log;
 use crate::ollama::body::Body;
 use crate::ollama::call;
 use crate::permit::{Permit, Room};
-use crate::reply::{Last, Outcome, Pipeline};
+use crate::reply::{Caps, Last, Outcome, Pipeline};
 use crate::request::ChatRequest;
 use crate::store::{Begun, Database, NewTurn, Reply, Started, StoreError, TurnStart, Window};
 
@@ -167,11 +167,12 @@ impl Turn {
     }
 
     async fn relay_and_commit(mut self, mut relay: Relay) {
-        let mut pipeline = Pipeline::new(
-            self.line_cap(),
-            self.config.max_completion_bytes,
-            self.config.completion_whitespace,
-        );
+        let caps = Caps {
+            line: self.line_cap(),
+            completion: self.config.max_completion_bytes,
+            stream: self.config.max_stream_bytes,
+        };
+        let mut pipeline = Pipeline::new(caps, self.config.completion_whitespace);
         let config = self.config.clone();
         let sending = self.sending.take();
         let sending = async {

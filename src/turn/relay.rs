@@ -222,11 +222,16 @@ mod tests {
     use crate::config::tests::config;
     use crate::http::tests::{Recording, Seen};
     use crate::ollama::refusal::Head;
-    use crate::reply::{Outcome, Whitespace};
+    use crate::reply::{Caps, Outcome, Whitespace};
 
     const STEP: Duration = Duration::from_millis(100);
     const TOKEN: &str = "{\"message\":{\"content\":\"hi\"},\"done\":false}\n";
     const DONE: &str = "{\"done\":true}\n";
+    const CAPS: Caps = Caps {
+        line: 1000,
+        completion: 1000,
+        stream: 1000,
+    };
 
     /// What Ollama does next.
     enum Step {
@@ -321,7 +326,7 @@ mod tests {
                 ..Recording::default()
             });
             let mut relay = Relay::new(client, self.clock.ticker(), config(&self.changes));
-            let mut pipeline = Pipeline::new(1000, 1000, Whitespace::Preserve);
+            let mut pipeline = Pipeline::new(CAPS, Whitespace::Preserve);
             let end = self.clock.run(STEP, relay.run(&mut pipeline, sending));
             let events = String::from_utf8(self.seen.borrow().bytes.clone()).unwrap();
             (pipeline.end(end), events)

@@ -200,6 +200,20 @@ on_both_stores! {
         Ok(())
     }
 
+    async fn a_stream_over_its_cap_ends_and_the_reply_is_kept_as_far_as_it_was_shown(backend: Backend) -> Result<()> {
+        let app = TestApp::with(backend, "max_stream_bytes", 1000).await?;
+        let tokens = vec!["token "; 50];
+        app.ollama.push(Script::reply(tokens));
+        let events = app.ask("app", "Hi").await?;
+        assert_eq!(events.last().and_then(Event::code), Some("completion_too_long"));
+        let shown = events.len() - 1;
+        let bytes = shown * (wire::token("token ").len() + "data: \n\n".len());
+        assert!((1000..1200).contains(&bytes), "{bytes}");
+        let rows = app.rows("app").await?;
+        assert_eq!(rows[1].parts(), ("assistant", &*"token ".repeat(shown), "partial"));
+        Ok(())
+    }
+
     async fn a_completion_over_the_cap_is_cut_off_and_kept_as_far_as_it_was_shown(backend: Backend) -> Result<()> {
         let app = TestApp::with(backend, "max_completion_bytes", 1000).await?;
         app.ollama.push(Script::new().endless(wire::token("0123456789")));
