@@ -322,6 +322,11 @@ pub(crate) mod tests {
         include_str!("../spin.toml").parse().unwrap()
     }
 
+    fn akamai() -> toml::Table {
+        let manifest = include_str!("../deploy/akamai/spin.toml");
+        manifest.parse().unwrap()
+    }
+
     /// The defaults in `spin.toml`, by the variable's name.
     fn defaults() -> BTreeMap<String, String> {
         let manifest = manifest();
@@ -381,6 +386,32 @@ pub(crate) mod tests {
             .filter(|name| name != "database_host");
         let expected = names.map(|name| (name.clone(), format!("{{{{ {name} }}}}")));
         assert_eq!(given.collect::<BTreeMap<_, _>>(), expected.collect());
+    }
+
+    #[test]
+    fn on_akamai_functions_there_are_the_same_variables_with_values_for_its_limits() {
+        let (manifest, akamai) = (manifest(), akamai());
+        let given = |manifest: &toml::Table| manifest["component"]["llmchat"]["variables"].clone();
+        assert_eq!(given(&akamai), given(&manifest));
+        let mut variables = defaults();
+        let all: Vec<_> = variables.keys().cloned().collect();
+        let its = akamai["variables"].as_table().unwrap();
+        assert_eq!(its.keys().cloned().collect::<Vec<_>>(), all);
+        for (name, variable) in its {
+            match variable.get("default").and_then(toml::Value::as_str) {
+                Some(default) => drop(variables.insert(name.clone(), default.to_owned())),
+                None => assert_eq!(variable["required"].as_bool(), Some(true), "{name}"),
+            }
+        }
+        let config = read_from(&variables).0.ok().unwrap();
+        let Timeouts {
+            turn,
+            database,
+            client_stall,
+            ..
+        } = config.timeouts;
+        assert!(turn + database + client_stall < Duration::from_secs(30));
+        assert!(config.max_stream_bytes + 2 * config.max_line_bytes <= 10 << 20);
     }
 
     #[test]

@@ -53,6 +53,6 @@ pub mod variables;
 pub use component::Program;
 pub use manifest::Manifest;
 pub use output::Output;
-pub use server::{Host, InstanceLimits, Options, Remains};
+pub use server::{Host, InstanceLimits, Options, Remains, ResponseLimits};
 pub use sqlite::sqlite_file;
 pub use variables::Variables;

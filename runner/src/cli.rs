@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Result, anyhow, bail};
 use clap::Parser;
 use llmchat_host::variables::environment_name;
-use llmchat_host::{InstanceLimits, Manifest};
+use llmchat_host::{InstanceLimits, Manifest, ResponseLimits};
 
 const MANIFEST: &str = "spin.toml";
 
@@ -70,6 +70,14 @@ pub(crate) struct Cli {
     /// The memory that one instance of the component may have
     #[arg(long, value_name = "BYTES", default_value_t = InstanceLimits::default().memory)]
     pub(crate) max_instance_memory: usize,
+
+    /// Break a response off after so many seconds, as some platforms do [default: never]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    max_response_time: Option<Duration>,
+
+    /// Break a response off after so many bytes, as some platforms do [default: never]
+    #[arg(long, value_name = "BYTES")]
+    max_response_bytes: Option<u64>,
 
     /// Run the component as it is, without building it first
     #[arg(long)]
@@ -156,6 +164,13 @@ impl Cli {
     pub(crate) fn allowed_hosts(&self) -> Option<Vec<String>> {
         let is_restricted = self.listen.ip().is_loopback() || !self.allowed_hosts.is_empty();
         is_restricted.then(|| self.allowed_hosts.clone())
+    }
+
+    pub(crate) fn response_limits(&self) -> ResponseLimits {
+        ResponseLimits {
+            time: self.max_response_time,
+            bytes: self.max_response_bytes,
+        }
     }
 
     pub(crate) fn stand_in(&self) -> Option<ollama_stand_in::Config> {

@@ -64,6 +64,7 @@ async fn run(cli: cli::Cli) -> Result<()> {
             memory: cli.max_instance_memory,
             ..InstanceLimits::default()
         },
+        responses: cli.response_limits(),
         ..Options::default()
     };
     // From here on a signal stops the host gracefully.

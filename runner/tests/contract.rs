@@ -1,7 +1,7 @@
 //! Each built component imports what its world in `wit/` lists, signature by signature, and exports its
 //! one handler: an additional capability fails here.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,6 +18,7 @@ fn each_component_imports_and_exports_what_the_contract_says() {
     let builds = [
         ("spin.toml", None, "llmchat"),
         ("spin.toml", Some("spin-4-0"), "llmchat-rc"),
+        ("deploy/akamai/spin.toml", None, "akamai"),
     ];
     for (manifest, profile, world) in builds {
         let manifest = Manifest::load_profile(workspace().join(manifest), profile).unwrap();

@@ -29,12 +29,14 @@ mod body;
 mod connection;
 mod descriptors;
 mod instances;
+mod limits;
 mod requests;
 mod respond;
 mod workers;
 
 pub use instances::InstanceLimits;
 use instances::Instances;
+pub use limits::ResponseLimits;
 use requests::Requests;
 use respond::Server;
 use workers::{Shutdown, Worker};
@@ -68,6 +70,8 @@ pub struct Options {
     pub threads: NonZeroUsize,
     /// The limits of one instance.
     pub instances: InstanceLimits,
+    /// The limits of one response, as platforms have them; by default there are none.
+    pub responses: ResponseLimits,
     /// The largest row of a query's result, in bytes counted as Spin does; by default Spin's limit.
     /// A larger one ends the result with the error "query result exceeds limit of … bytes".
     pub max_row_bytes: usize,
@@ -86,6 +90,7 @@ impl Default for Options {
             drain: Duration::from_secs(30),
             threads: NonZeroUsize::MIN,
             instances: InstanceLimits::default(),
+            responses: ResponseLimits::default(),
             max_row_bytes: rows::MAX_ROW_BYTES,
             output: Output::default(),
         }
@@ -150,6 +155,7 @@ impl Host {
                 address,
                 allowed_hosts: authority::AllowedHosts(options.allowed_hosts.clone()),
                 request_timeout: options.request_timeout,
+                limits: options.responses,
             };
             let worker = Worker::start(server, shutdown.clone());
             workers.push(worker.context("cannot start a thread")?);

@@ -17,6 +17,7 @@ use super::authority::{self, AllowedHosts};
 use super::body::{NotRead, discard, read_beginning};
 use super::connection::State;
 use super::instances::Instances;
+use super::limits::{Limited, Meter, ResponseLimits};
 use super::requests::{Outcome, PendingRequest, ResponseBody};
 
 /// How long a request waits for room in the pool of instances, in pieces.
@@ -31,6 +32,7 @@ pub(super) struct Server {
     pub(super) address: SocketAddr,
     pub(super) allowed_hosts: AllowedHosts,
     pub(super) request_timeout: Duration,
+    pub(super) limits: ResponseLimits,
 }
 
 impl Server {
@@ -54,14 +56,19 @@ impl Server {
         let state = pending.response.clone();
         // Dropping this (the client leaves) does not stop the component: its response is discarded,
         // and its writes fail.
-        match self.handle(pending, request).await {
+        let mut meter = Meter::start(self.limits, host.services.output.clone());
+        let handled = tokio::select! {
+            handled = self.handle(pending, request) => handled,
+            () = meter.too_long() => Err(Failed::too_long()),
+        };
+        match handled {
             Ok(response) => response.map(|body| {
                 let body = ResponseBody {
                     body,
                     state,
                     _responding: responding,
                 };
-                body.boxed_unsync()
+                Limited { body, meter }.boxed_unsync()
             }),
             Err(failed) => {
                 state.set(Outcome::Ended);
@@ -141,6 +148,19 @@ impl Server {
 struct Failed {
     refusal: Refusal,
     error: wasmtime::Error,
+}
+
+impl Failed {
+    fn too_long() -> Self {
+        Self {
+            refusal: Refusal::new(
+                StatusCode::GATEWAY_TIMEOUT,
+                "response_timeout",
+                "The answer took longer than this server allows.",
+            ),
+            error: wasmtime::format_err!("it took longer than its limit"),
+        }
+    }
 }
 
 impl From<wasmtime::Error> for Failed {

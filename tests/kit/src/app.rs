@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use llmchat_host::{Host, Manifest, Options, Output, Program, Remains};
+use llmchat_host::{Host, Manifest, Options, Output, Program, Remains, ResponseLimits};
 use ollama_stand_in::{Ending, Script, Server};
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
@@ -17,17 +17,36 @@ use crate::{
 };
 
 /// The component, built by its manifest's command and compiled, once for all tests.
-async fn program() -> Result<&'static Program> {
+async fn program(platform: Platform) -> Result<&'static Program> {
     static PROGRAM: OnceCell<Program> = OnceCell::const_new();
+    static AKAMAI: OnceCell<Program> = OnceCell::const_new();
+    let (program, manifest) = match platform {
+        Platform::Spin => (&PROGRAM, manifest()),
+        Platform::Akamai => (
+            &AKAMAI,
+            Manifest::load(root().join("deploy/akamai/spin.toml")),
+        ),
+    };
     let load = || async {
-        let manifest = manifest()?;
+        let manifest = manifest?;
         tokio::task::spawn_blocking(move || {
             manifest.build()?;
             Program::load(&manifest)
         })
         .await?
     };
-    PROGRAM.get_or_try_init(load).await
+    program.get_or_try_init(load).await
+}
+
+/// Which manifest is tested.
+#[derive(Debug, Clone, Copy)]
+enum Platform {
+    Spin,
+    Akamai,
+}
+
+fn root() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
 }
 
 /// The build profile that is tested: `LLMCHAT_PROFILE`, or the default build.
@@ -38,14 +57,14 @@ pub(crate) fn profile() -> Option<String> {
 
 /// The component's manifest, with that profile.
 pub(crate) fn manifest() -> Result<Manifest> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../spin.toml");
-    Manifest::load_profile(path, profile().as_deref())
+    Manifest::load_profile(root().join("spin.toml"), profile().as_deref())
 }
 
 /// What a test changes before the start.
 #[derive(Debug)]
 pub struct Setup {
     backend: Backend,
+    platform: Platform,
     options: Options,
     has_database_wire: bool,
     has_ollama_wire: bool,
@@ -116,7 +135,7 @@ impl Setup {
 
     /// Starts the program, Ollama and the database.
     pub async fn start(mut self) -> Result<TestApp> {
-        let program = program().await?;
+        let program = program(self.platform).await?;
         let state = TempDir::with_prefix("llmchat-test-")?;
         self.options.state_dir = Some(state.path().to_owned());
         let ollama = Server::scripted().await?;
@@ -137,6 +156,9 @@ impl Setup {
                 }
                 let (address, wire) = wire(self.has_database_wire, database.address()).await?;
                 self.default("database_url", database.url_at(address));
+                if let Platform::Akamai = self.platform {
+                    self.default("database_host", format!("postgres://{address}"));
+                }
                 (Store::Postgres(database), wire)
             }
         };
@@ -146,6 +168,7 @@ impl Setup {
             host: Some(host),
             remains: None,
             options: self.options,
+            platform: self.platform,
             ollama,
             ollama_wire,
             database_wire,
@@ -181,6 +204,7 @@ pub struct TestApp {
     host: Option<Host>,
     remains: Option<Remains>,
     options: Options,
+    platform: Platform,
     store: Store,
     disk: Option<Disk>,
     _state: TempDir,
@@ -207,10 +231,24 @@ impl TestApp {
                 output: Output::capture(),
                 ..Options::default()
             },
+            platform: Platform::Spin,
             has_database_wire: false,
             has_ollama_wire: false,
             disk: None,
         }
+    }
+
+    /// The program as it is deployed to Akamai Functions, under that platform's limits, with a response's time
+    /// as given (there: 30 s).
+    pub fn on_akamai(response_time: Duration) -> Setup {
+        let mut setup = Self::on(Backend::Postgres);
+        setup.platform = Platform::Akamai;
+        setup.options.instances.memory = 128 << 20;
+        setup.options.responses = ResponseLimits {
+            time: Some(response_time),
+            bytes: Some(10 << 20),
+        };
+        setup
     }
 
     /// Where it listens.
@@ -367,7 +405,7 @@ impl TestApp {
             // A crash leaves no thread behind; here one may still be waiting for SQLite's lock.
             until("the end of the crashed host", async || Ok(!remains.any())).await?;
         }
-        let host = Host::start(program().await?, self.options.clone()).await?;
+        let host = Host::start(program(self.platform).await?, self.options.clone()).await?;
         self.client = Client::of(host.address());
         self.host = Some(host);
         Ok(())

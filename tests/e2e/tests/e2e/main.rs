@@ -8,6 +8,7 @@
     reason = "a test that is out of bounds fails, as it should"
 )]
 
+mod akamai;
 mod bad_input;
 mod browsers;
 mod busy;
