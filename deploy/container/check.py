@@ -52,7 +52,8 @@ for file, text in texts.items():
     names = re.findall(r"SPIN_VARIABLE_([A-Z_]+)", text) + re.findall(r"--variable[= ](\w+)=", text)
     for name in names:
         expect(name.lower() in manifest["variables"], f"{file}: spin.toml has no variable {name.lower()}")
-for file, text in (("Dockerfile", entrypoint), ("llmchat.service", start), ("compose.yaml", " ".join(llmchat["command"]))):
+command = " ".join(llmchat["command"])
+for file, text in (("Dockerfile", entrypoint), ("llmchat.service", start), ("compose.yaml", command)):
     for flag in re.findall(r"--[a-z-]+", text):
         expect(re.search(rf"{flag}(?![a-z-])", runner_help), f"{file}: the runner has no {flag}")
 
@@ -106,7 +107,8 @@ for name, service in services.items():
     for other in service.get("depends_on", {}):
         expect(other in services, f"compose.yaml: {name} depends on {other}, which is no service")
     for volume in service.get("volumes", []):
-        expect(volume.partition(":")[0] in compose["volumes"], f"compose.yaml: {name} mounts {volume}, which is no volume")
+        known = volume.partition(":")[0] in compose["volumes"]
+        expect(known, f"compose.yaml: {name} mounts {volume}, which is no volume")
 for name in gpu["services"]:
     expect(name in services, f"compose.gpu.yaml: {name} is no service")
 
