@@ -25,10 +25,11 @@ fn every_test_that_the_guarantees_name_exists() {
     let guarantees = read("docs/guarantees.md");
     let named: Vec<_> = guarantees
         .split('`')
-        .filter_map(|quoted| quoted.split_once("::"))
+        .filter_map(|quoted| quoted.rsplit_once("::"))
         .collect();
     assert!(named.len() > 40, "{} tests named", named.len());
     for (module, test) in named {
+        let module = module.replace("::", "/");
         let source = read(&format!("tests/e2e/tests/e2e/{module}.rs"));
         assert!(
             source.contains(&format!("async fn {test}(")),

@@ -20,13 +20,9 @@ mod faults;
 #[cfg(target_os = "linux")]
 mod killed;
 mod limits;
-mod memory;
+mod native;
 mod ollama;
 mod pooler;
 mod relay;
 mod schema;
 mod secrets;
-mod server;
-mod stopping;
-mod threads;
-mod tls;
