@@ -2,63 +2,18 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use llmchat_host::{Host, Manifest, Options, Output, Program, Remains, ResponseLimits};
+use llmchat_host::{Host, Options, Output, Remains, ResponseLimits};
 use ollama_stand_in::{Ending, Script, Server};
 use tempfile::TempDir;
-use tokio::sync::OnceCell;
 
+use crate::component::Platform;
 use crate::{
-    Answer, Backend, Client, Cluster, Database, Disk, Event, Events, LONG, Lock, Row, Store, Wire,
-    prompt, until, within,
+    Answer, Backend, Client, Cluster, Database, Disk, Event, Events, LONG, Lock, Process, Row,
+    Store, Wire, prompt, spin, until, within,
 };
-
-/// The component, built by its manifest's command and compiled, once for all tests.
-async fn program(platform: Platform) -> Result<&'static Program> {
-    static PROGRAM: OnceCell<Program> = OnceCell::const_new();
-    static AKAMAI: OnceCell<Program> = OnceCell::const_new();
-    let (program, manifest) = match platform {
-        Platform::Spin => (&PROGRAM, manifest()),
-        Platform::Akamai => (
-            &AKAMAI,
-            Manifest::load(root().join("deploy/akamai/spin.toml")),
-        ),
-    };
-    let load = || async {
-        let manifest = manifest?;
-        tokio::task::spawn_blocking(move || {
-            manifest.build()?;
-            Program::load(&manifest)
-        })
-        .await?
-    };
-    program.get_or_try_init(load).await
-}
-
-/// Which manifest is tested.
-#[derive(Debug, Clone, Copy)]
-enum Platform {
-    Spin,
-    Akamai,
-}
-
-fn root() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
-}
-
-/// The build profile that is tested: `LLMCHAT_PROFILE`, or the default build.
-pub(crate) fn profile() -> Option<String> {
-    let profile = std::env::var("LLMCHAT_PROFILE").ok();
-    profile.filter(|name| !name.is_empty())
-}
-
-/// The component's manifest, with that profile.
-pub(crate) fn manifest() -> Result<Manifest> {
-    Manifest::load_profile(root().join("spin.toml"), profile().as_deref())
-}
 
 /// What a test changes before the start.
 #[derive(Debug)]
@@ -69,6 +24,8 @@ pub struct Setup {
     has_database_wire: bool,
     has_ollama_wire: bool,
     disk: Option<usize>,
+    /// What only our host has.
+    native: Option<&'static str>,
 }
 
 impl Setup {
@@ -82,36 +39,42 @@ impl Setup {
     /// How long a stop waits for running turns.
     pub fn drain(mut self, limit: Duration) -> Self {
         self.options.drain = limit;
+        self.native = Some("drain");
         self
     }
 
     /// How long a client may take to send a request.
     pub fn request_timeout(mut self, limit: Duration) -> Self {
         self.options.request_timeout = limit;
+        self.native = Some("request_timeout");
         self
     }
 
     /// How many threads serve; the default is one.
     pub fn threads(mut self, count: usize) -> Self {
         self.options.threads = NonZeroUsize::new(count).unwrap_or(NonZeroUsize::MIN);
+        self.native = Some("threads");
         self
     }
 
     /// Bytes of the largest row that the host hands out.
     pub fn max_row_bytes(mut self, limit: usize) -> Self {
         self.options.max_row_bytes = limit;
+        self.native = Some("max_row_bytes");
         self
     }
 
     /// Bytes of memory that an instance may have.
     pub fn instance_memory(mut self, limit: usize) -> Self {
         self.options.instances.memory = limit;
+        self.native = Some("instance_memory");
         self
     }
 
     /// Takes work that goes on after the responses for nothing to do, as Spin 4.0 does.
     pub fn as_spin_4_0(mut self) -> Self {
         self.options.instances.finishes = false;
+        self.native = Some("rule of our host for idle instances");
         self
     }
 
@@ -135,7 +98,6 @@ impl Setup {
 
     /// Starts the program, Ollama and the database.
     pub async fn start(mut self) -> Result<TestApp> {
-        let program = program(self.platform).await?;
         let state = TempDir::with_prefix("llmchat-test-")?;
         self.options.state_dir = Some(state.path().to_owned());
         let ollama = Server::scripted().await?;
@@ -162,11 +124,11 @@ impl Setup {
                 (Store::Postgres(database), wire)
             }
         };
-        let host = Host::start(program, self.options.clone()).await?;
-        Ok(TestApp {
-            client: Client::of(host.address()),
-            host: Some(host),
+        let mut app = TestApp {
+            client: Client::of(self.options.listen),
+            host: None,
             remains: None,
+            spin: None,
             options: self.options,
             platform: self.platform,
             ollama,
@@ -174,8 +136,13 @@ impl Setup {
             database_wire,
             store,
             disk,
-            _state: state,
-        })
+            state,
+        };
+        match spin::program() {
+            Some(_) => app.start_spin(self.native).await?,
+            None => app.start_host().await?,
+        }
+        Ok(app)
     }
 
     fn default(&mut self, variable: &str, value: String) {
@@ -203,11 +170,12 @@ pub struct TestApp {
     database_wire: Option<Wire>,
     host: Option<Host>,
     remains: Option<Remains>,
+    spin: Option<Process>,
     options: Options,
     platform: Platform,
     store: Store,
     disk: Option<Disk>,
-    _state: TempDir,
+    state: TempDir,
 }
 
 impl TestApp {
@@ -235,6 +203,7 @@ impl TestApp {
             has_database_wire: false,
             has_ollama_wire: false,
             disk: None,
+            native: None,
         }
     }
 
@@ -243,6 +212,7 @@ impl TestApp {
     pub fn on_akamai(response_time: Duration) -> Setup {
         let mut setup = Self::on(Backend::Postgres);
         setup.platform = Platform::Akamai;
+        setup.native = Some("limits of Akamai Functions");
         setup.options.instances.memory = 128 << 20;
         setup.options.responses = ResponseLimits {
             time: Some(response_time),
@@ -257,13 +227,17 @@ impl TestApp {
     }
 
     /// How many instances of the component there are.
-    pub fn instances(&self) -> usize {
-        self.host.as_ref().map_or(0, Host::instances)
+    pub fn instances(&self) -> Result<usize> {
+        Ok(self.host("count of instances")?.instances())
     }
 
     /// How many turns run, those whose client has left included.
-    pub fn open_requests(&self) -> usize {
-        self.host.as_ref().map_or(0, Host::open_requests)
+    pub fn open_requests(&self) -> Result<usize> {
+        Ok(self.host("count of open requests")?.open_requests())
+    }
+
+    fn host(&self, what: &str) -> Result<&Host> {
+        self.host.as_ref().ok_or_else(|| spin::has_no(what))
     }
 
     /// Sends a prompt; returns with the head of the answer.
@@ -381,33 +355,59 @@ impl TestApp {
     }
 
     /// What the component and the host have logged.
-    pub fn log(&self) -> String {
-        self.options.output.text()
+    pub fn log(&self) -> Result<String> {
+        match &self.spin {
+            Some(spin) => spin.log(),
+            None => Ok(self.options.output.text()),
+        }
     }
 
     /// Stops it as SIGTERM would; returns when its turns have ended, with the number of those that
     /// were cut off.
-    pub async fn stop(&mut self) -> usize {
-        match self.host.take() {
-            Some(host) => host.stop().await,
-            None => 0,
-        }
+    pub async fn stop(&mut self) -> Result<usize> {
+        let host = self.host.take();
+        let host = host.ok_or_else(|| spin::has_no("turns that end after a stop"))?;
+        Ok(host.stop().await)
     }
 
     /// Ends it as a crash would: at once, in the middle of whatever it did.
-    pub fn crash(&mut self) {
+    pub async fn crash(&mut self) -> Result<()> {
         self.remains = self.host.take().map(|host| host.remains());
+        match &self.spin {
+            Some(spin) => spin.kill().await,
+            None => Ok(()),
+        }
     }
 
-    /// Starts it again, at another address, on the same database.
+    /// Starts it again on the same database; our host at another address.
     pub async fn restart(&mut self) -> Result<()> {
+        if let Some(spin) = &self.spin {
+            return spin.up().await;
+        }
         if let Some(remains) = self.remains.take() {
             // A crash leaves no thread behind; here one may still be waiting for SQLite's lock.
             until("the end of the crashed host", async || Ok(!remains.any())).await?;
         }
-        let host = Host::start(program(self.platform).await?, self.options.clone()).await?;
+        self.start_host().await
+    }
+
+    async fn start_host(&mut self) -> Result<()> {
+        let host = Host::start(self.platform.program().await?, self.options.clone()).await?;
         self.client = Client::of(host.address());
         self.host = Some(host);
+        Ok(())
+    }
+
+    async fn start_spin(&mut self, native: Option<&str>) -> Result<()> {
+        if let Some(what) = native {
+            return Err(spin::has_no(what));
+        }
+        let state_dir = self.options.state_dir.as_deref();
+        let state_dir = state_dir.unwrap_or(self.state.path());
+        let variables = self.options.variables.clone();
+        let spin = Process::start(self.state.path(), state_dir, "spin", variables).await?;
+        self.client = Client::of(spin.address());
+        self.spin = Some(spin);
         Ok(())
     }
 }

@@ -8,10 +8,12 @@
 mod app;
 mod client;
 mod cluster;
+mod component;
 mod database;
 mod disk;
 mod pooler;
 mod process;
+mod spin;
 mod store;
 mod wire;
 

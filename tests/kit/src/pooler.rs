@@ -30,8 +30,8 @@ pub struct Pooler {
 }
 
 impl Pooler {
-    /// A pooler before a database's server, in PgBouncer's `pool_mode`.
-    pub async fn start(database: &Database, pool_mode: &str) -> Result<Self> {
+    /// A pooler before a database's server, in PgBouncer's `pool_mode`, with so many connections.
+    pub async fn start(database: &Database, pool_mode: &str, size: usize) -> Result<Self> {
         let binary = find_binary().context(NOT_INSTALLED)?;
         let directory = TempDir::with_prefix("llmchat-pgbouncer-")?;
         let owner = give_away(directory.path())?;
@@ -47,7 +47,7 @@ listen_port = {}
 unix_socket_dir =
 auth_type = any
 pool_mode = {pool_mode}
-default_pool_size = 4
+default_pool_size = {size}
 ",
             server.ip(),
             server.port(),

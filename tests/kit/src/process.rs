@@ -1,4 +1,5 @@
-//! The program that users run, as a process: to be killed, stopped, starved and started again.
+//! The program that users run, as a process: to be killed, stopped, starved and started again. It is
+//! our runner, or Spin.
 
 use std::fs::{self, OpenOptions};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -13,15 +14,15 @@ use tokio::process::{Child, Command};
 use tokio::sync::{Mutex, OnceCell};
 use tokio::time::timeout;
 
-use crate::app;
+use crate::component::{Platform, profile};
+use crate::spin;
 
 /// The package, and its program.
 const RUNNER: &str = "llmchat-runner";
-const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../spin.toml");
 
 /// Longer than any turn of a test or a soak takes.
 const DRAIN: Duration = Duration::from_secs(30);
-/// The first start compiles the component.
+/// The first start compiles the component; a debug build of Spin is slow at it.
 const START: Duration = Duration::from_secs(120);
 
 /// Values for variables of the manifest.
@@ -31,10 +32,10 @@ pub type Variables = Vec<(&'static str, String)>;
 #[derive(Debug)]
 pub struct Process {
     address: SocketAddr,
-    variables: Variables,
+    variables: Vec<(String, String)>,
     state: PathBuf,
     log: PathBuf,
-    process: Mutex<Option<Child>>,
+    process: Mutex<Option<Running>>,
 }
 
 impl Process {
@@ -44,12 +45,15 @@ impl Process {
         directory: &Path,
         state: &Path,
         name: &str,
-        variables: Variables,
+        variables: impl IntoIterator<Item = (impl Into<String>, String)>,
     ) -> Result<Self> {
+        let variables = variables.into_iter();
         let process = Self {
             // Free now; each process binds it.
             address: TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?,
-            variables,
+            variables: variables
+                .map(|(name, value)| (name.into(), value))
+                .collect(),
             state: state.to_owned(),
             log: directory.join(format!("{name}.log")),
             process: Mutex::default(),
@@ -65,29 +69,24 @@ impl Process {
 
     /// Starts a process; returns when it listens.
     pub async fn up(&self) -> Result<()> {
-        let program = program().await?;
+        let mut command = command().await?;
         let log = OpenOptions::new()
             .create(true)
             .append(true)
             .open(&self.log)?;
         let variables = self.variables.iter();
-        let mut child = Command::new(program)
-            .args(["--no-build", "--manifest", MANIFEST])
-            .args(app::profile().map(|name| format!("--profile={name}")))
+        command
             .args(["--listen", &self.address.to_string()])
-            .args(["--drain", &DRAIN.as_secs().to_string()])
             .arg("--state-dir")
             .arg(&self.state)
             .envs(variables.map(|(name, value)| (environment_name(name), value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
-            .stderr(log)
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("cannot run {}", program.display()))?;
+            .stderr(log);
+        let mut process = Running::spawn(command)?;
         let listening = async {
             while TcpStream::connect(self.address).await.is_err() {
-                if let Some(status) = child.try_wait()? {
+                if let Some(status) = process.leader.try_wait()? {
                     bail!("a host ended at once ({status}):\n{}", self.log()?);
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -96,26 +95,28 @@ impl Process {
         };
         let listening = timeout(START, listening).await;
         listening.context("a host does not listen")??;
-        *self.process.lock().await = Some(child);
+        *self.process.lock().await = Some(process);
         Ok(())
     }
 
     /// SIGKILL.
     pub async fn kill(&self) -> Result<()> {
-        if let Some(mut child) = self.process.lock().await.take() {
-            child.kill().await?;
+        if let Some(mut process) = self.process.lock().await.take() {
+            run("kill", &["-KILL", &process.server()?.to_string()]).await?;
+            process.leader.wait().await?;
         }
         Ok(())
     }
 
     /// SIGTERM, and waits for the end.
     pub async fn stop(&self) -> Result<()> {
-        let Some(mut child) = self.process.lock().await.take() else {
+        let Some(mut process) = self.process.lock().await.take() else {
             return Ok(());
         };
-        let pid = child.id().context("a host has ended unasked")?;
+        let leader = &mut process.leader;
+        let pid = leader.id().context("a host has ended unasked")?;
         run("kill", &["-TERM", &pid.to_string()]).await?;
-        let ended = timeout(DRAIN * 2, child.wait()).await;
+        let ended = timeout(DRAIN * 2, leader.wait()).await;
         let status = ended.context("a host does not stop")??;
         ensure!(status.success(), "a host that was stopped: {status}");
         Ok(())
@@ -143,16 +144,58 @@ impl Process {
         Ok(kib.context("no VmHWM in /proc")?.parse::<u64>()? << 10)
     }
 
-    /// The process that runs now.
+    /// The process that serves now.
     pub async fn pid(&self) -> Result<u32> {
         let process = self.process.lock().await;
-        let pid = process.as_ref().and_then(Child::id);
-        pid.context("the host does not run")
+        let process = process.as_ref().context("the host does not run")?;
+        process.server()
     }
 
     /// What all its processes have written.
     pub fn log(&self) -> Result<String> {
         Ok(String::from_utf8_lossy(&fs::read(&self.log)?).into_owned())
+    }
+}
+
+/// A process that ends with this value. If it is `spin up`, a child of it serves.
+#[derive(Debug)]
+struct Running {
+    leader: Child,
+}
+
+impl Running {
+    fn spawn(mut command: Command) -> Result<Self> {
+        let leader = command.spawn();
+        let program = command.as_std().get_program().display();
+        let leader = leader.with_context(|| format!("cannot run {program}"))?;
+        Ok(Self { leader })
+    }
+
+    /// The process that serves (with Spin: Linux).
+    fn server(&self) -> Result<u32> {
+        let pid = self.leader.id().context("the host has ended unasked")?;
+        if spin::program().is_none() {
+            return Ok(pid);
+        }
+        // A child is listed with the thread that has started it.
+        for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let children = fs::read_to_string(thread?.path().join("children"))?;
+            if let Some(child) = children.split_whitespace().next() {
+                return Ok(child.parse()?);
+            }
+        }
+        bail!("`spin up` has no child")
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(pid) = self.leader.id() {
+            // Spin ends at once, and its child too if it is asked to.
+            let signal = spin::program().map_or("-KILL", |_| "-TERM");
+            let mut kill = std::process::Command::new("kill");
+            let _ = kill.args([signal, &pid.to_string()]).status();
+        }
     }
 }
 
@@ -163,15 +206,29 @@ async fn run(program: &str, arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// The runner's program, built once, with the component; the runner only if cargo runs us.
-async fn program() -> Result<&'static PathBuf> {
-    static PROGRAM: OnceCell<PathBuf> = OnceCell::const_new();
-    PROGRAM.get_or_try_init(build).await
+/// Starts the program on the manifest, whose component is built.
+async fn command() -> Result<Command> {
+    let manifest = Platform::Spin.manifest().await?.path();
+    let mut command;
+    if let Some(spin) = spin::program() {
+        command = Command::new(spin);
+        command.args(["up", "--from"]).arg(manifest);
+        let runtime_config = manifest.with_file_name("runtime-config.toml");
+        command.arg("--runtime-config-file").arg(runtime_config);
+    } else {
+        static RUNNER: OnceCell<PathBuf> = OnceCell::const_new();
+        command = Command::new(RUNNER.get_or_try_init(runner).await?);
+        command.args(["--no-build", "--manifest"]).arg(manifest);
+        command.args(["--drain", &DRAIN.as_secs().to_string()]);
+    }
+    if let Some(profile) = profile() {
+        command.arg("--profile").arg(profile);
+    }
+    Ok(command)
 }
 
-async fn build() -> Result<PathBuf> {
-    let manifest = app::manifest()?;
-    tokio::task::spawn_blocking(move || manifest.build()).await??;
+/// The runner's program, built if cargo runs us.
+async fn runner() -> Result<PathBuf> {
     if let Some(cargo) = std::env::var_os("CARGO") {
         let mut build = Command::new(cargo);
         build

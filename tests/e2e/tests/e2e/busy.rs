@@ -160,7 +160,7 @@ on_both_stores! {
         let mut app = rejecting(backend).variable("busy_lease", "1s").start().await?;
         app.ollama.always(Script::reply(["ok"]));
         let _events = app.begin("app", "one", Script::new().token("lost").hang()).await?;
-        app.crash();
+        app.crash().await?;
         app.restart().await?;
         until_free(&app, "app").await?;
         let expected = messages(&[("user", "one"), ("user", "Free?"), ("assistant", "ok")]);

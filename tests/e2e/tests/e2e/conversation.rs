@@ -214,14 +214,6 @@ on_both_stores! {
         Ok(())
     }
 
-    async fn a_past_larger_than_the_host_hands_out_is_an_error_that_says_what_to_do(backend: Backend) -> Result<()> {
-        let app = TestApp::on(backend).max_row_bytes(4 << 10).start().await?;
-        app.turn("app", &"x".repeat(5 << 10), "ok").await?;
-        let error = app.prompt("app", "next").await?.error(500).await?;
-        anyhow::ensure!(error.contains("max_history_bytes"), "{error}");
-        Ok(())
-    }
-
     async fn white_space_collapses_in_what_is_stored_and_not_in_what_is_streamed(backend: Backend) -> Result<()> {
         let app = TestApp::start(backend).await?;
         let tokens = ["Two ", " \n", "\n\tlines", "\u{3000}here"];

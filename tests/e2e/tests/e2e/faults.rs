@@ -38,7 +38,7 @@ async fn a_database_that_cannot_be_reached_is_a_500_and_ollama_is_not_called() -
     let error = app.prompt("app", "Hi").await?.error(500).await?;
     assert!(error.contains("database"), "{error}");
     assert_eq!(app.ollama.chats(), 0);
-    assert!(!app.log().is_empty());
+    assert!(!app.log()?.is_empty());
     Ok(())
 }
 
@@ -51,7 +51,7 @@ async fn a_database_elsewhere_is_reached_only_where_database_host_says_so() -> R
     let app = TestApp::with(Backend::Postgres, "database_url", &url).await?;
     app.prompt("app", "Hi").await?.error(500).await?;
     assert_eq!(elsewhere.accepted(), 0);
-    let log = app.log();
+    let log = app.log()?;
     assert!(log.contains("`database_host`"), "{log}");
     assert!(!log.contains(PASSWORD), "{log}");
 
@@ -144,7 +144,7 @@ async fn connections_that_died_silently_cost_one_try() -> Result<()> {
         assert_eq!(app.ask("app", "Hi").await?.len(), 2);
     }
     assert_eq!(app.rows("app").await?.len(), 12);
-    assert_eq!(app.log(), "");
+    assert!(!app.log()?.contains("database"));
     Ok(())
 }
 
@@ -311,7 +311,7 @@ async fn a_statement_that_the_server_has_forgotten_is_prepared_again() -> Result
         app.ask("app", "again").await?;
     }
     assert_eq!(app.conversation("app").await?.len(), 82);
-    assert_eq!(app.log(), "");
+    assert!(!app.log()?.contains("database"));
     Ok(())
 }
 

@@ -199,26 +199,6 @@ on_both_stores! {
         assert_eq!(world.sent_to_ollama(2).await?, messages(&expected));
         Ok(())
     }
-
-    async fn a_reply_is_stored_that_ends_while_descriptors_are_short(backend: Backend) -> Result<()> {
-        let world = World::start(backend).await?;
-        let gate = Gate::new();
-        let script = Script::new().token("kept").gate(&gate).done();
-        let events = world.begin("one", script).await?;
-        world.take_descriptors().await?;
-        gate.open();
-        world.ollama.push(Script::reply(["ok"]));
-        let client = world.client();
-        // The kernel takes the connection, and the process cannot.
-        let waiting = tokio::spawn(async move { client.prompt(&prompt("app", "two")).await });
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        world.give_descriptors().await?;
-        assert_eq!(events.rest().await?, [Event::Data(wire::done())]);
-        within("the answer", waiting).await???.read().await?;
-        let expected = [("user", "one"), ("assistant", "kept"), ("user", "two"), ("assistant", "ok")];
-        assert_eq!(world.conversation().await?, messages(&expected));
-        Ok(())
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -241,4 +221,31 @@ async fn a_reply_that_no_descriptor_is_left_for_is_no_done_and_is_not_lost_to_th
     let expected = messages(&[("user", "one"), ("user", "two"), ("assistant", "ok")]);
     assert_eq!(world.conversation().await?, expected);
     Ok(())
+}
+
+/// Spin ends when it cannot take a connection.
+mod native {
+    use super::*;
+
+    on_both_stores! {
+        async fn a_reply_is_stored_that_ends_while_descriptors_are_short(backend: Backend) -> Result<()> {
+            let world = World::start(backend).await?;
+            let gate = Gate::new();
+            let script = Script::new().token("kept").gate(&gate).done();
+            let events = world.begin("one", script).await?;
+            world.take_descriptors().await?;
+            gate.open();
+            world.ollama.push(Script::reply(["ok"]));
+            let client = world.client();
+            // The kernel takes the connection, and the process cannot.
+            let waiting = tokio::spawn(async move { client.prompt(&prompt("app", "two")).await });
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            world.give_descriptors().await?;
+            assert_eq!(events.rest().await?, [Event::Data(wire::done())]);
+            within("the answer", waiting).await???.read().await?;
+            let expected = [("user", "one"), ("assistant", "kept"), ("user", "two"), ("assistant", "ok")];
+            assert_eq!(world.conversation().await?, messages(&expected));
+            Ok(())
+        }
+    }
 }

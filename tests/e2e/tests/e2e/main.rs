@@ -1,4 +1,5 @@
-//! The compiled component in the host, from the client's socket to the database's rows.
+//! The compiled component in a host, from the client's socket to the database's rows: our host, or the Spin
+//! that `LLMCHAT_SPIN` names.
 //!
 //! Each test has its own program, database and Ollama; where the store matters it runs on both. Tests
 //! wait for conditions, and let time pass only where time is what they are about.
@@ -8,7 +9,6 @@
     reason = "a test that is out of bounds fails, as it should"
 )]
 
-mod akamai;
 mod bad_input;
 mod browsers;
 mod busy;

@@ -178,7 +178,7 @@ on_both_stores! {
         assert_eq!(events.iter().map(Event::code).collect::<Vec<_>>(), [None, error, error, None, None]);
         assert!(matches!(&events[1], Event::Error { error, .. } if error.contains("hiccup")));
         assert_eq!(app.rows("app").await?[1].message, "ab");
-        let log = app.log();
+        let log = app.log()?;
         assert!(log.contains(": 2 × ollama_error: hiccup\n") && !log.contains("again"), "{log}");
         Ok(())
     }

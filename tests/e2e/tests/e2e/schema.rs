@@ -198,7 +198,7 @@ async fn is_refused_until_mended(app: &TestApp, table: &str, fault: &str) -> Res
     let asked = app.ollama.chats();
     let error = app.prompt("app", "Hi").await?.error(500).await?;
     ensure!(error.contains(fault), "{table}: {error}");
-    ensure!(app.log().contains(fault), "{}", app.log());
+    ensure!(app.log()?.contains(fault), "{}", app.log()?);
     ensure!(app.ollama.chats() == asked, "{table}");
     for cure in error.split("Run: ").skip(1) {
         let (cure, _) = cure.rsplit_once(';').unwrap_or((cure, ""));
@@ -406,7 +406,7 @@ async fn a_database_whose_encoding_cannot_hold_every_character_is_refused() -> R
             error.contains(encoding) && error.contains("ENCODING 'UTF8'"),
             "{error}"
         );
-        ensure!(app.ollama.chats() == 0 && app.log().contains(encoding));
+        ensure!(app.ollama.chats() == 0 && app.log()?.contains(encoding));
     }
     Ok(())
 }

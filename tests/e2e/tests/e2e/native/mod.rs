@@ -1,5 +1,8 @@
-//! What our host alone has, or tells.
+//! What our host alone has, or tells: leave these out on Spin, with `--skip native::`.
 
+mod akamai;
+mod idle;
+mod limits;
 mod memory;
 mod server;
 mod stopping;

@@ -21,7 +21,7 @@ on_both_stores! {
             gate.open();
             events.rest().await
         });
-        assert_eq!(stopped?, 0);
+        assert_eq!(stopped??, 0);
         assert_eq!(rest?, [wire::token("b"), wire::done()].map(Event::Data));
         assert_eq!(app.rows("app").await?[1].message, "ab");
         Ok(())
@@ -39,7 +39,7 @@ on_both_stores! {
             anyhow::Ok(())
         });
         opened?;
-        assert_eq!(stopped?, 0);
+        assert_eq!(stopped??, 0);
         assert_eq!(app.rows("app").await?[1].parts(), ("assistant", "ab", "complete"));
         Ok(())
     }
@@ -47,7 +47,7 @@ on_both_stores! {
     async fn a_stop_cuts_what_takes_too_long_and_the_prompt_stays(backend: Backend) -> Result<()> {
         let mut app = TestApp::on(backend).drain(Duration::from_millis(300)).start().await?;
         let events = app.begin("app", "Hi", Script::new().token("a").hang()).await?;
-        assert_eq!(within("the stop", app.stop()).await?, 1);
+        assert_eq!(within("the stop", app.stop()).await??, 1);
         // Not a clean end: the client knows that something is missing.
         assert!(events.rest().await.is_err());
         assert_eq!(app.conversation("app").await?[0], ("user".to_owned(), "Hi".to_owned()));
@@ -58,7 +58,7 @@ on_both_stores! {
         let mut app = TestApp::start(backend).await?;
         app.turn("app", "one", "kept").await?;
         let events = app.begin("app", "two", Script::new().token("lost").hang()).await?;
-        app.crash();
+        app.crash().await?;
         // Not a clean end: the client knows that something is missing.
         assert!(events.rest().await.is_err());
 
@@ -77,8 +77,8 @@ on_both_stores! {
         let lock = app.lock().await?;
         let client = Client::of(app.address());
         let asking = tokio::spawn(async move { client.prompt(&prompt("app", "two")).await });
-        until("the turn", async || Ok(app.open_requests() > 0)).await?;
-        app.crash();
+        until("the turn", async || Ok(app.open_requests()? > 0)).await?;
+        app.crash().await?;
         // No `200` has said that it is stored.
         let asked = within("the broken connection", asking).await??;
         assert!(asked.is_err() || asked.is_ok_and(|answer| answer.status() == 500));
@@ -102,7 +102,7 @@ on_both_stores! {
         let lock = app.lock().await?;
         gate.open();
         app.ollama_ended(1).await?;
-        app.crash();
+        app.crash().await?;
         // No `done` has said that it is stored.
         assert!(events.rest().await.is_err());
         lock.release().await?;
@@ -120,7 +120,7 @@ on_both_stores! {
     async fn a_stop_without_turns_is_at_once(backend: Backend) -> Result<()> {
         let mut app = TestApp::start(backend).await?;
         app.turn("app", "Hi", "ok").await?;
-        assert_eq!(within("the stop", app.stop()).await?, 0);
+        assert_eq!(within("the stop", app.stop()).await??, 0);
         Ok(())
     }
 }

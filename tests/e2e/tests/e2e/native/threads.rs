@@ -21,7 +21,11 @@ async fn streams(app: &TestApp, gate: &Gate) -> Result<Vec<Events>> {
     }
     within("all turns at once", gate.reached_by(streams.len())).await?;
     // One instance could take them all, but it stays on its thread.
-    ensure!(app.instances() >= THREADS, "{} instances", app.instances());
+    ensure!(
+        app.instances()? >= THREADS,
+        "{} instances",
+        app.instances()?
+    );
     Ok(streams)
 }
 
@@ -56,7 +60,7 @@ on_both_stores! {
             anyhow::Ok(())
         });
         read?;
-        assert_eq!(stopped?, 0);
+        assert_eq!(stopped??, 0);
         assert_eq!(app.row_count().await?, 4 * THREADS);
         Ok(())
     }
@@ -65,7 +69,7 @@ on_both_stores! {
         let mut app = TestApp::on(backend).threads(THREADS).start().await?;
         let gate = Gate::new();
         let streams = streams(&app, &gate).await?;
-        app.crash();
+        app.crash().await?;
         for stream in streams {
             assert!(stream.rest().await.is_err());
         }
@@ -100,7 +104,7 @@ async fn a_turn_finds_a_client_of_postgres_though_many_hang() -> Result<()> {
             tokio::spawn(async move { client.prompt(&prompt(&format!("app {n}"), "Hi")).await })
         })
         .collect();
-    let all_hang = async || Ok(app.open_requests() >= HANGING);
+    let all_hang = async || Ok(app.open_requests()? >= HANGING);
     until("the hanging turns", all_hang).await?;
     app.ask("another app", "Hi").await?;
     client.batch_execute("ROLLBACK").await?;

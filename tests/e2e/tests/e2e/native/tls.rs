@@ -85,7 +85,7 @@ async fn a_server_is_trusted_as_far_as_sslmode_says() -> Result<()> {
         let app = TestApp::with(Backend::Postgres, "database_url", url).await?;
         app.turn("app", "Hi", "ok").await?;
         let rows = database.query("SELECT message FROM chatts").await?;
-        assert_eq!(rows, ["Hi", "ok"], "{parameters}: {}", app.log());
+        assert_eq!(rows, ["Hi", "ok"], "{parameters}: {}", app.log()?);
         assert_eq!(is_encrypted(&database).await?, encrypted, "{parameters}");
     }
     Ok(())
@@ -127,7 +127,7 @@ async fn a_server_that_sslmode_does_not_trust_is_refused_with_the_reason() -> Re
             .await?;
         app.prompt("app", "Hi").await?.error(500).await?;
         assert_eq!(app.ollama.chats(), 0);
-        let log = app.log();
+        let log = app.log()?;
         assert!(log.contains(why), "{parameters}: {log}");
         assert!(log.contains("error performing TLS handshake"), "{log}");
         assert!(!log.contains(PASSWORD), "{log}");
@@ -151,7 +151,7 @@ async fn a_server_without_tls_is_used_unless_tls_is_required() -> Result<()> {
         .start()
         .await?;
     app.prompt("app", "Hi").await?.error(500).await?;
-    let log = app.log();
+    let log = app.log()?;
     assert!(log.contains("server does not support TLS"), "{log}");
     Ok(())
 }

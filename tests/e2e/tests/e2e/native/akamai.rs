@@ -27,7 +27,7 @@ async fn a_turn_ends_with_an_error_before_the_platform_breaks_it_off() -> Result
     app.turn("app", "Go on", "ok").await?;
     let sent = [("user", "Hi"), ("assistant", "so far"), ("user", "Go on")];
     assert_eq!(app.sent_to_ollama(2).await?, messages(&sent));
-    assert!(!app.log().contains("broken off: it"), "{}", app.log());
+    assert!(!app.log()?.contains("broken off: it"), "{}", app.log()?);
     Ok(())
 }
 
@@ -43,7 +43,7 @@ async fn a_platform_that_breaks_a_turn_off_leaves_no_clean_end_and_the_reply_is_
         .begin("app", "Hi", Script::new().token("so far").hang())
         .await?;
     assert!(events.rest().await.is_err());
-    assert!(app.log().contains("broken off: it took longer than 1s"));
+    assert!(app.log()?.contains("broken off: it took longer than 1s"));
     // Here the work goes on; the platform may end it, too.
     app.until_rows("app", 2).await?;
     assert_eq!(
@@ -66,7 +66,7 @@ async fn a_stream_ends_with_an_error_before_the_platform_breaks_it_off() -> Resu
         Some("completion_too_long")
     );
     assert!(events.len() > 80, "{}", events.len());
-    assert!(!app.log().contains("broken off: it"), "{}", app.log());
+    assert!(!app.log()?.contains("broken off: it"), "{}", app.log()?);
     Ok(())
 }
 
