@@ -49,15 +49,37 @@ fn every_row_of_the_guarantees_names_its_test() {
     }
 }
 
+/// A heading's name in links, as GitHub makes it.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim_start_matches(['#', ' ']).to_lowercase();
+    let kept = kept.replace(|c: char| !c.is_alphanumeric() && !"- ".contains(c), "");
+    kept.replace(' ', "-")
+}
+
 #[test]
-fn every_link_leads_to_a_file() {
-    for (document, folder) in [("README.md", ""), ("docs/guarantees.md", "docs/")] {
+fn every_link_leads_to_a_file_or_a_heading() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for document in [
+        "README.md",
+        "docs/guarantees.md",
+        "deploy/akamai/README.md",
+        "deploy/container/README.md",
+        "deploy/spinkube/README.md",
+    ] {
         let text = read(document);
         for target in between(&text, "](", ")").filter(|target| !target.starts_with("http")) {
-            let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-                .join(folder)
-                .join(target);
-            assert!(path.exists(), "{document} links to {target}");
+            let (path, heading) = target.split_once('#').unwrap_or((target, ""));
+            let file = match path {
+                "" => root.join(document),
+                path => root.join(document).with_file_name(path),
+            };
+            assert!(file.exists(), "{document} links to {target}");
+            if !heading.is_empty() {
+                let text = fs::read_to_string(&file).unwrap();
+                let mut headings = text.lines().filter(|line| line.starts_with('#'));
+                let leads = headings.any(|line| anchor(line) == heading);
+                assert!(leads, "{document} links to {target}");
+            }
         }
     }
 }
