@@ -495,21 +495,6 @@ async fn a_sqlite_database_that_stays_locked_is_a_500_in_time() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_statement_that_was_given_up_takes_its_connection_with_it() -> Result<()> {
-    let app = with_wire().await?;
-    app.ollama.always(Script::reply(["ok"]));
-    app.ask("app", "Hi").await?;
-    let lock = app.lock().await?;
-    app.prompt("app", "Hi").await?.error(500).await?;
-    let network = app.database_wire()?;
-    until("its end", async || Ok(network.open() == 0)).await?;
-    lock.release().await?;
-    app.postgres()?.until_unused().await?;
-    app.ask("app", "Hi").await?;
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sqlite_database_that_is_locked_when_a_reply_ends_is_waited_for() -> Result<()> {
     let app = TestApp::start(Backend::Sqlite).await?;
     let gate = Gate::new();
@@ -547,4 +532,24 @@ async fn a_sqlite_database_that_stays_locked_when_a_reply_ends_is_told_in_time()
     with.insert(1, ("assistant".to_owned(), "shown".to_owned()));
     assert!([with, without].contains(&conversation), "{conversation:?}");
     Ok(())
+}
+
+/// Spin keeps a connection until its statement has ended.
+mod native {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_statement_that_was_given_up_takes_its_connection_with_it() -> Result<()> {
+        let app = with_wire().await?;
+        app.ollama.always(Script::reply(["ok"]));
+        app.ask("app", "Hi").await?;
+        let lock = app.lock().await?;
+        app.prompt("app", "Hi").await?.error(500).await?;
+        let network = app.database_wire()?;
+        until("its end", async || Ok(network.open() == 0)).await?;
+        lock.release().await?;
+        app.postgres()?.until_unused().await?;
+        app.ask("app", "Hi").await?;
+        Ok(())
+    }
 }
