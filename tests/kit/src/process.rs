@@ -108,6 +108,11 @@ impl Process {
         Ok(())
     }
 
+    /// Whether a stop lets running turns end; Spin's cuts them off.
+    pub fn drains() -> bool {
+        spin::program().is_none()
+    }
+
     /// SIGTERM, and waits for the end.
     pub async fn stop(&self) -> Result<()> {
         let Some(mut process) = self.process.lock().await.take() else {

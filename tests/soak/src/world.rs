@@ -183,6 +183,9 @@ impl World {
                 return node.host.up().await;
             }
             Fault::HostStop => {
+                if !Process::drains() {
+                    self.history().kills.push((planned.host, self.now()));
+                }
                 node.host.stop().await?;
                 return node.host.up().await;
             }
