@@ -100,7 +100,15 @@ impl Drop for Program {
 fn command(arguments: &[&str]) -> Command {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../spin.toml");
     Manifest::load(&manifest).unwrap().build().unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_llmchat-runner"));
+    let program = env!("CARGO_BIN_EXE_llmchat-runner");
+    let mut command = if cfg!(target_os = "linux") {
+        // Under `nohup` the tests ignore SIGHUP, and so would the program.
+        let mut command = Command::new("env");
+        command.args(["--default-signal=HUP", program]);
+        command
+    } else {
+        Command::new(program)
+    };
     command
         .arg("--no-build")
         .arg("--manifest")
