@@ -32,19 +32,14 @@ fn every_test_that_the_guarantees_name_exists() {
     for (module, test) in named {
         // A file, or a module in one.
         let file = |module: &str| folder.join(module.replace("::", "/")).with_extension("rs");
-        let outer = module.rsplit_once("::").map(|(outer, _)| file(outer));
-        let path = outer.filter(|path| path.exists()).unwrap_or(file(module));
-        let source = fs::read_to_string(path).unwrap();
-        let (_, inner) = match module.rsplit_once("::") {
-            Some((_, inner)) => source
-                .split_once(&format!("mod {inner} {{"))
-                .unwrap_or(("", &source)),
-            None => ("", &*source),
+        let inner = module.rsplit_once("::").filter(|_| !file(module).exists());
+        let source = fs::read_to_string(file(inner.map_or(module, |(outer, _)| outer))).unwrap();
+        let tests = match inner {
+            Some((_, inner)) => source.split(&format!("mod {inner} {{")).nth(1),
+            None => Some(&*source),
         };
-        assert!(
-            inner.contains(&format!("async fn {test}(")),
-            "{module}::{test}"
-        );
+        let is_there = tests.is_some_and(|it| it.contains(&format!("async fn {test}(")));
+        assert!(is_there, "{module}::{test}");
     }
 }
 

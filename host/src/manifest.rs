@@ -69,11 +69,12 @@ impl Manifest {
         let mut component = component.with_context(|| format!("no [component.{id}]"))?;
         if let Some(name) = profile {
             let Some(profile) = component.profile.remove(name) else {
-                let names = component
-                    .profile
-                    .into_keys()
-                    .collect::<Vec<_>>()
-                    .join("`, `");
+                let names: Vec<_> = component.profile.into_keys().collect();
+                ensure!(
+                    !names.is_empty(),
+                    "the component has no build profiles: leave `{name}` out"
+                );
+                let names = names.join("`, `");
                 bail!("there is no profile `{name}` of the component, only `{names}`");
             };
             component.source = profile.source.unwrap_or(component.source);
@@ -245,6 +246,8 @@ mod tests {
         }
         let error = format!("{:#}", load(Some("odl")).unwrap_err());
         assert!(error.contains("no profile `odl`") && error.contains("`old`, `same`"));
+        let none = Manifest::parse(Path::new("spin.toml"), SMALL, Some("old")).unwrap_err();
+        assert!(format!("{none:#}").contains("has no build profiles"));
     }
 
     #[test]

@@ -171,7 +171,7 @@ impl Transcoder {
             self.over_limit = Some(RelayError::new(
                 Code::CompletionTooLong,
                 format!(
-                    "the events of the reply grew over {} bytes, the operator's limit (max_stream_bytes); it ends here",
+                    "the events of the reply reached {} bytes, the operator's limit (max_stream_bytes); it ends here",
                     self.stream_cap
                 ),
             ));

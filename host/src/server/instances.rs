@@ -147,12 +147,16 @@ impl WorkerExpiration for Expiration {
         }
         match status {
             WorkerStatus::Idle => {
+                self.unread_since = None;
                 self.requests.idle();
                 self.poll_idle(cx, since)
             }
             WorkerStatus::PostReturn if !self.finishes => self.poll_unread(cx),
             // Ending a busy instance would break off all its streams.
-            _ => Poll::Pending,
+            _ => {
+                self.unread_since = None;
+                Poll::Pending
+            }
         }
     }
 }
