@@ -1,8 +1,9 @@
 //! A small host for one Spin HTTP component, on wasmtime alone.
 //!
 //! It is for development, for tests, and for people who have no Spin: one component, on one machine.
-//! It reads the same `spin.toml`, takes the same variables, enforces the same
-//! `allowed_outbound_hosts` and implements the same interfaces. It knows Spin and WASI, and nothing
+//! It reads the same `spin.toml`, build profiles included, takes the same variables, enforces the same
+//! `allowed_outbound_hosts` and implements the same interfaces, under the names of WASI 0.3.0 and of its release
+//! candidate. It knows Spin and WASI, and nothing
 //! of what the component does. Everything beyond that is Spin.
 //!
 //! Where it can, it does better than Spin: TCP_NODELAY on both sides; statements of PostgreSQL stay

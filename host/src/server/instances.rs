@@ -145,43 +145,35 @@ impl WorkerExpiration for Expiration {
         if self.cut.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        match status {
-            WorkerStatus::Idle => {
-                self.unread_since = None;
-                self.requests.idle();
-                self.poll_idle(cx, since)
+        let this = &mut *self;
+        let can_be_unread = status == WorkerStatus::PostReturn && !this.finishes;
+        let is_unread = can_be_unread && !this.requests.are_read();
+        this.unread_since = is_unread.then(|| this.unread_since.unwrap_or_else(Instant::now));
+        match this.unread_since {
+            _ if status == WorkerStatus::Idle => {
+                this.requests.idle();
+                this.poll_after(cx, since, this.idle)
             }
-            WorkerStatus::PostReturn if !self.finishes => self.poll_unread(cx),
+            // As Spin 4.0: the last client's leaving begins the time that an idle instance has.
+            Some(since) => this.poll_after(cx, since, this.idle),
+            // Nothing tells when a client leaves: look again.
+            None if can_be_unread => this.poll_after(cx, Instant::now(), LOOK),
             // Ending a busy instance would break off all its streams.
-            _ => {
-                self.unread_since = None;
-                Poll::Pending
-            }
+            None => Poll::Pending,
         }
     }
 }
 
 impl Expiration {
-    fn poll_idle(&mut self, cx: &mut Context<'_>, since: Instant) -> Poll<()> {
-        let Some(deadline) = since.checked_add(self.idle) else {
+    /// Ready at `time` after `since`.
+    fn poll_after(&mut self, cx: &mut Context<'_>, since: Instant, time: Duration) -> Poll<()> {
+        let Some(deadline) = since.checked_add(time) else {
             return Poll::Pending;
         };
         let deadline = deadline.into();
         if self.sleep.deadline() != deadline {
             self.sleep.as_mut().reset(deadline);
         }
-        self.sleep.as_mut().poll(cx)
-    }
-
-    /// As Spin 4.0: the last client's leaving begins the time that an idle instance has.
-    fn poll_unread(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.requests.are_read() {
-            let since = *self.unread_since.get_or_insert_with(Instant::now);
-            return self.poll_idle(cx, since);
-        }
-        self.unread_since = None;
-        // Nothing tells when a client leaves: look again.
-        self.sleep.as_mut().reset((Instant::now() + LOOK).into());
         self.sleep.as_mut().poll(cx)
     }
 }
