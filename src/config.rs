@@ -8,12 +8,12 @@ use std::rc::Rc;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::spin::variables;
 use strum::{EnumString, VariantNames};
 use thiserror::Error;
 
 use crate::reply::Whitespace;
 use crate::request::Limits;
+use crate::spin::variables;
 
 /// The settings of a turn. Has no `Debug`, since it holds a password.
 pub(crate) struct Config {

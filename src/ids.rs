@@ -2,8 +2,9 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::spin::wasip3::random::random::get_random_u64;
 use uuid::{Builder, Uuid};
+
+use crate::spin::wasip3::random::random::get_random_u64;
 
 /// The ids of one turn and its rows. Time and randomness are read once, then counted up (the RFC's
 /// "monotonic random"), since reading them is two host calls.

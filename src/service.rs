@@ -5,8 +5,6 @@
 
 use std::rc::Rc;
 
-use crate::spin::wasip3::http::types::{Request, Response};
-use crate::spin::wasip3::spawn;
 use http::Method;
 
 use crate::clock::Ticker;
@@ -16,6 +14,8 @@ use crate::http::{self as client, BodyError, RequestBody};
 use crate::log;
 use crate::permit::{Permit, REQUESTS_MAX};
 use crate::request::{ChatRequest, InvalidRequest};
+use crate::spin::wasip3::http::types::{Request, Response};
+use crate::spin::wasip3::spawn;
 use crate::store::{Database, Kind, StoreError};
 use crate::turn::{NotBegun, Turn};
 

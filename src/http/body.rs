@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
+use crate::clock::Ticker;
 use crate::spin::wasip3::http::types::{ErrorCode, Fields, Request};
 use crate::spin::wasip3::wit_future;
 use crate::spin::wit_bindgen::{FutureReader, StreamReader, StreamResult};
-
-use crate::clock::Ticker;
 
 /// Bytes read at once.
 const CHUNK: usize = 16 * 1024;

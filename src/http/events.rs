@@ -3,10 +3,9 @@
 use std::pin::pin;
 use std::time::Duration;
 
+use crate::clock::{Clock, Deadline, Ticker};
 use crate::spin::wasip3::http::types::{ErrorCode, Fields};
 use crate::spin::wit_bindgen::{FutureWriter, StreamResult, StreamWriter};
-
-use crate::clock::{Clock, Deadline, Ticker};
 
 /// Where the bytes of a response's body are written: WASI's stream in the component, a recording in unit
 /// tests.

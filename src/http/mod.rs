@@ -2,8 +2,9 @@
 //!
 //! Knows statuses, headers and bodies, but no route and no chat.
 
-use crate::spin::wasip3::http::types::{Fields, Method as WasiMethod, Request};
 use http::Method;
+
+use crate::spin::wasip3::http::types::{Fields, Method as WasiMethod, Request};
 
 mod body;
 mod events;

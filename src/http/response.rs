@@ -1,12 +1,11 @@
 //! The heads of answers: JSON for a rejection, or the start of an event stream.
 
-use crate::spin::wasip3::http::types::{ErrorCode, Response};
-use crate::spin::wasip3::{spawn, wit_future, wit_stream};
-
 use super::body::RequestBody;
 use super::events::{BodyWriter, EventStream};
 use super::fields;
 use crate::error::Rejection;
+use crate::spin::wasip3::http::types::{ErrorCode, Response};
+use crate::spin::wasip3::{spawn, wit_future, wit_stream};
 
 /// A rejection in JSON. The rest of the request's `body` is read only once it is on its way, so that a client
 /// that awaits `100 Continue` sends none.

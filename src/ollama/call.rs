@@ -3,12 +3,6 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use crate::spin::wasip3::http::client;
-use crate::spin::wasip3::http::types::{
-    ErrorCode, Fields, Method, Request, RequestOptions, Response, Scheme,
-};
-use crate::spin::wasip3::{spawn, wit_future, wit_stream};
-use crate::spin::wit_bindgen::{FutureReader, StreamReader, StreamResult};
 use http::StatusCode;
 
 use crate::clock::nanoseconds;
@@ -18,6 +12,12 @@ use crate::http::fields;
 use crate::ollama::body::Body;
 use crate::ollama::refusal::Head;
 use crate::permit::Room;
+use crate::spin::wasip3::http::client;
+use crate::spin::wasip3::http::types::{
+    ErrorCode, Fields, Method, Request, RequestOptions, Response, Scheme,
+};
+use crate::spin::wasip3::{spawn, wit_future, wit_stream};
+use crate::spin::wit_bindgen::{FutureReader, StreamReader, StreamResult};
 
 /// Ollama's answer, its body still to be read: WASI's in the component, a scripted one in unit tests.
 /// Dropping it closes the connection, which makes Ollama stop generating.

@@ -1,8 +1,7 @@
 //! Reads the rows of a statement, from either database.
 
-use crate::spin::wit_bindgen::{StreamReader, StreamResult};
-
 use super::StoreError;
+use crate::spin::wit_bindgen::{StreamReader, StreamResult};
 
 /// Rows requested at once.
 const BATCH: usize = 16;

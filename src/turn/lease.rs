@@ -6,12 +6,12 @@
 
 use std::time::Duration;
 
-use crate::spin::wasip3::spawn;
 use uuid::Uuid;
 
 use crate::clock::{self, Ticker};
 use crate::conversation::AppId;
 use crate::log;
+use crate::spin::wasip3::spawn;
 use crate::store::{Database, StoreError};
 
 /// How long an answer waits for the end of its lease, since the next prompt may follow at once.

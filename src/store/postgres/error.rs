@@ -1,9 +1,8 @@
 //! Sorts PostgreSQL's errors by what can be done about them: by SQLSTATE where there is one (PostgreSQL's
 //! manual, appendix A), else by the host's message.
 
-use crate::spin::pg::{DbError, Error, PgError, QueryError};
-
 use super::url::DatabaseUrl;
+use crate::spin::pg::{DbError, Error, PgError, QueryError};
 use crate::store::phrases::{self, contains};
 use crate::store::{Kind, StoreError};
 

@@ -5,7 +5,6 @@
 
 use std::time::Duration;
 
-use crate::spin::pg::{Connection, DbValue, ParameterValue};
 use uuid::Uuid;
 
 use super::{
@@ -13,6 +12,7 @@ use super::{
     microseconds, rows, schema,
 };
 use crate::conversation::{ASSISTANT, AppId, Message};
+use crate::spin::pg::{Connection, DbValue, ParameterValue};
 
 mod error;
 mod url;

@@ -7,9 +7,8 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use crate::spin::sqlite::{Connection, Value};
-
 use super::error::classify;
+use crate::spin::sqlite::{Connection, Value};
 use crate::store::{StoreError, rows};
 
 thread_local! {

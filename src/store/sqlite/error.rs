@@ -2,7 +2,6 @@
 //! messages do.
 
 use crate::spin::sqlite::Error;
-
 use crate::store::phrases::{self, contains};
 use crate::store::{Kind, StoreError};
 

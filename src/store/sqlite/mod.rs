@@ -5,7 +5,6 @@
 
 use std::time::Duration;
 
-use crate::spin::sqlite::Value;
 use uuid::Uuid;
 
 use super::phrases::{self, contains};
@@ -14,6 +13,7 @@ use super::{
     microseconds, schema,
 };
 use crate::conversation::{ASSISTANT, AppId};
+use crate::spin::sqlite::Value;
 
 mod connection;
 mod error;
