@@ -102,8 +102,10 @@ impl ChatRequest {
             serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
                 let path = error.path().to_string();
                 let why = error.into_inner();
-                match path.as_str() {
-                    "." => malformed(why.to_string()),
+                // It ends in `?` where the name of a field broke off.
+                let path = path.strip_suffix('?').unwrap_or(&path);
+                match path.trim_end_matches('.') {
+                    "" => malformed(why.to_string()),
                     path => InvalidRequest::of(path, why),
                 }
             })?;
@@ -318,6 +320,33 @@ mod tests {
 
     const PROMPT: &str =
         r#"{"appID":"a","model":"m","messages":[{"role":"user","content":" hi\n"}]"#;
+
+    #[test]
+    fn half_a_request_is_told_without_a_field_that_is_not_there() {
+        let whole = r#"{"appID":"a","options":{"seed":1},"messages":[{"role":"user","content":"Hi"}],"model":"m"}"#;
+        for end in 1..whole.len() {
+            let half = &whole[..end];
+            let error = ChatRequest::parse(half.as_bytes(), &LIMITS)
+                .unwrap_err()
+                .to_string();
+            assert!(!error.contains('?'), "{half}: {error}");
+        }
+        let error = |half: &str| {
+            ChatRequest::parse(half.as_bytes(), &LIMITS)
+                .unwrap_err()
+                .to_string()
+        };
+        let broken = "EOF while parsing a string at line 1 column";
+        assert_eq!(
+            error(r#"{"appID":"h","mod"#),
+            format!("Deserializing request: {broken} 17")
+        );
+        let half = r#"{"messages":[{"ro"#;
+        assert_eq!(
+            error(half),
+            format!("Deserializing request: messages[0]: {broken} 17")
+        );
+    }
 
     #[test]
     fn a_prompt_is_read_with_its_formatting() {
