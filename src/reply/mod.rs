@@ -17,6 +17,7 @@ use crate::error::RelayError;
 
 mod halves;
 pub mod ndjson;
+pub mod position;
 pub mod sse;
 pub mod transcode;
 pub mod wire;
