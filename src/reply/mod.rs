@@ -8,6 +8,14 @@
 //!
 //! This is all that runs once a token, without I/O, sockets or a clock: what the tests replay at every
 //! split point, the fuzzer feeds and the benchmark measures.
+//!
+//! Each event has an id, which says how much of the reply its client has then. A client that comes back with it,
+//! or that watches a turn of another connection, is sent what is stored:
+//!
+//! ```text
+//! Last-Event-ID ─ position ─▶ LastEventId ─┐
+//! an attempt in the store ── kept ─▶ Kept ─┴─ catch_up ─▶ what it missed, the outcome ─ sse ─▶ bytes
+//! ```
 
 use std::ops::ControlFlow;
 
@@ -15,7 +23,9 @@ use serde_json::value::RawValue;
 
 use crate::error::RelayError;
 
+pub mod catch_up;
 mod halves;
+pub mod kept;
 pub mod ndjson;
 pub mod position;
 pub mod sse;

@@ -71,6 +71,13 @@ pub struct Position {
     pub calls: usize,
 }
 
+impl Position {
+    /// Whether it counts more of anything than there is at `end`.
+    pub(super) fn is_beyond(self, end: Self) -> bool {
+        self.content > end.content || self.thinking > end.thinking || self.calls > end.calls
+    }
+}
+
 /// The id of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EventId {

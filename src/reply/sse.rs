@@ -35,7 +35,7 @@ pub struct ErrorData<'a> {
     /// What went wrong and what to do, for a person.
     pub error: Cow<'a, str>,
     /// The kind, in snake case, for a program.
-    pub code: &'static str,
+    pub code: &'a str,
     /// The `message` of a final event that had to be withheld, so that its content is not lost.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<&'a RawValue>,
