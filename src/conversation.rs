@@ -34,6 +34,9 @@ pub enum InvalidText {
     /// Holds U+0000.
     #[error("must not contain a NUL character (\\u0000): PostgreSQL cannot hold it")]
     Nul,
+    /// A name that URLs cannot hold.
+    #[error("must not be `.` or `..`: URLs give these another meaning")]
+    Dots,
 }
 
 fn bounded(text: String, max: usize) -> Result<String, InvalidText> {
@@ -57,7 +60,8 @@ fn without_nul(text: String) -> Result<String, InvalidText> {
     Ok(text)
 }
 
-/// The name of a conversation: 1 to [`APP_ID_MAX_CHARS`] characters, no NUL.
+/// The name of a conversation: 1 to [`APP_ID_MAX_CHARS`] characters, no NUL. It is a segment of a path too, so `.` and
+/// `..` are refused, which clients resolve even if they are encoded.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct AppId(String);
@@ -73,7 +77,10 @@ impl TryFrom<String> for AppId {
     type Error = InvalidText;
 
     fn try_from(text: String) -> Result<Self, InvalidText> {
-        bounded(text, APP_ID_MAX_CHARS).map(Self)
+        match text.as_str() {
+            "." | ".." => Err(InvalidText::Dots),
+            _ => bounded(text, APP_ID_MAX_CHARS).map(Self),
+        }
     }
 }
 
@@ -201,6 +208,17 @@ mod tests {
         Message {
             role: role.to_owned().try_into().unwrap(),
             content: content.to_owned().try_into().unwrap(),
+        }
+    }
+
+    #[test]
+    fn a_conversation_is_not_named_by_dots_alone_that_urls_resolve() {
+        let named = |name: &str| AppId::try_from(name.to_owned());
+        for dots in [".", ".."] {
+            assert_eq!(named(dots), Err(InvalidText::Dots));
+        }
+        for name in ["...", ".a", "a.", "../a", "/", "%2e"] {
+            assert_eq!(named(name).unwrap().as_str(), name);
         }
     }
 

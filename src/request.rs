@@ -8,7 +8,7 @@
 //! | bytes of the body | [`Limits::body_bytes`], and what an instance has ([`crate::permit`]) | [`InvalidRequest::TooLarge`] |
 //! | bytes of what the model is sent | [`Limits::history_bytes`] | [`InvalidRequest::ContextTooLarge`] |
 //! | number of messages | [`Limits::messages`] | names `messages` |
-//! | characters of `appID` | 1 to [`APP_ID_MAX_CHARS`](crate::conversation::APP_ID_MAX_CHARS) | names `appID` |
+//! | characters of `appID` | 1 to [`APP_ID_MAX_CHARS`](crate::conversation::APP_ID_MAX_CHARS), not `.` or `..` | names `appID` |
 //! | characters of a role | 1 to [`ROLE_MAX_CHARS`](crate::conversation::ROLE_MAX_CHARS) | names `messages[i].role` |
 //! | nesting of any other field | that of serde_json, 128 | names the field |
 //!
@@ -396,6 +396,7 @@ mod tests {
             (r#"{"appID":"","model":"m","messages":[]}"#.into(), "appID: must not be empty"),
             (format!(r#"{{"appID":"{long}","model":"m","messages":[]}}"#), "appID: must be 1 to 155 characters long, has 156"),
             (r#"{"appID":"a\u0000","model":"m","messages":[]}"#.into(), "appID: must not contain a NUL"),
+            (r#"{"appID":"..","model":"m","messages":[]}"#.into(), "appID: must not be `.` or `..`"),
             (r#"{"appID":"\ud800","model":"m","messages":[]}"#.into(), "appID: "),
             (r#"{"appid":"a","model":"m","messages":[]}"#.into(), "`appid`: write it as `appID`"),
             (r#"{"appID":"a","messages":[]}"#.into(), "missing field `model`"),
