@@ -9,6 +9,11 @@ use crate::spin::wasip3::http::types::{Fields, Method as WasiMethod, Request};
 mod body;
 mod events;
 mod origin;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "no route has a name in its path yet")
+)]
+pub(crate) mod path;
 mod response;
 
 pub(crate) use body::{BodyError, RequestBody};
