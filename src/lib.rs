@@ -8,6 +8,7 @@
 //! | [`service`] | which route; checks that all share; a failure becomes an answer | SQL, Ollama |
 //! | [`http`] | bytes in (bounded), answers and event streams out | routes, chat |
 //! | [`request`] | JSON to [`request::ChatRequest`]; all limits on a request | database, Ollama |
+//! | [`idempotency`] | what makes a repeated request the same: its key, and its body's hash | HTTP, database |
 //! | [`turn`] | a stored turn: its order and policy, its lease; the relay while it lasts | SQL, JSON, framing |
 //! | [`ollama`] | the call of Ollama's chat API: URL, headers, body, refusals | database, SSE |
 //! | [`reply`] | the pure path: bytes to lines to events, and the text to store, complete or partial | sockets, clock, Spin |
@@ -24,6 +25,7 @@
 
 pub mod conversation;
 pub mod error;
+pub mod idempotency;
 pub mod ollama;
 pub mod reply;
 pub mod request;
