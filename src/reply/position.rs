@@ -120,37 +120,33 @@ impl EventId {
     }
 
     /// The id that was written so.
-    fn parse(text: &str) -> Option<Self> {
-        let mut parts = text.split('.');
-        let attempt = parts.next()?.as_bytes();
+    fn parse(id: &[u8]) -> Option<Self> {
+        let (attempt, rest) = id.split_first_chunk::<SHORT>()?;
         let is_digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-        let attempt = Short(attempt.try_into().ok()?);
-        if !attempt.0.iter().all(is_digit) {
-            return None;
+        let attempt = attempt.iter().all(is_digit).then_some(Short(*attempt))?;
+        let rest = rest.strip_prefix(b".")?;
+        if rest == END.as_bytes() {
+            return Some(Self::End(attempt));
         }
-        let id = match parts.next()? {
-            END => Self::End(attempt),
-            content => {
-                let position = Position {
-                    content: count(content)?,
-                    thinking: count(parts.next()?)?,
-                    calls: count(parts.next()?)?,
-                };
-                Self::Token(attempt, position)
-            }
+        let mut counts = rest.split(|byte| *byte == b'.').map(count);
+        let position = Position {
+            content: counts.next()??,
+            thinking: counts.next()??,
+            calls: counts.next()??,
         };
-        parts.next().is_none().then_some(id)
+        let is_all = counts.next().is_none();
+        is_all.then_some(Self::Token(attempt, position))
     }
 }
 
-fn count(digits: &str) -> Option<usize> {
-    // `parse` takes a sign and leading zeros too.
-    let is_written_so = match digits.as_bytes() {
-        [b'0'] => true,
-        [first, ..] => matches!(first, b'1'..=b'9'),
-        [] => false,
-    };
-    digits.parse().ok().filter(|_| is_written_so)
+fn count(digits: &[u8]) -> Option<usize> {
+    if matches!(digits, [] | [b'0', _, ..]) {
+        return None;
+    }
+    digits.iter().try_fold(0_usize, |count, byte| {
+        let digit = byte.is_ascii_digit().then(|| byte - b'0')?;
+        count.checked_mul(10)?.checked_add(digit.into())
+    })
 }
 
 /// What a client says of the last event that it has.
@@ -171,10 +167,7 @@ impl LastEventId {
             [] => Self::Absent,
             [value] => match value.as_ref().trim_ascii() {
                 [] => Self::Absent,
-                value => std::str::from_utf8(value)
-                    .ok()
-                    .and_then(EventId::parse)
-                    .map_or(Self::Unreadable, Self::Id),
+                value => EventId::parse(value).map_or(Self::Unreadable, Self::Id),
             },
             _ => Self::Unreadable,
         }
