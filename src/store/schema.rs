@@ -11,8 +11,8 @@ pub(super) const POSTGRES: [&str; 4] = [
 /// SQLite's first, which returns what is wrong with a table of others.
 pub(super) const SQLITE_CHECK: &str = include_str!("../../migrations/sqlite/0000_check.sql");
 
-/// SQLite's others, in order; each is one statement.
-pub(super) const SQLITE: [&str; 9] = [
+/// SQLite's others, in order.
+const SQLITE: [&str; 18] = [
     include_str!("../../migrations/sqlite/0001_wal.sql"),
     include_str!("../../migrations/sqlite/0002_chatts.sql"),
     include_str!("../../migrations/sqlite/0003_turn_id.sql"),
@@ -22,7 +22,22 @@ pub(super) const SQLITE: [&str; 9] = [
     include_str!("../../migrations/sqlite/0008_leases.sql"),
     include_str!("../../migrations/sqlite/0009_owner.sql"),
     include_str!("../../migrations/sqlite/0010_context.sql"),
+    include_str!("../../migrations/sqlite/0011_reply.sql"),
+    include_str!("../../migrations/sqlite/0012_turns.sql"),
+    include_str!("../../migrations/sqlite/0013_settle.sql"),
+    include_str!("../../migrations/sqlite/0014_begin.sql"),
+    include_str!("../../migrations/sqlite/0015_commit.sql"),
+    include_str!("../../migrations/sqlite/0016_checkpoint.sql"),
+    include_str!("../../migrations/sqlite/0017_stop.sql"),
+    include_str!("../../migrations/sqlite/0018_again.sql"),
+    include_str!("../../migrations/sqlite/0019_delete.sql"),
 ];
+
+/// The statements of SQLite's migrations, in order: those of a procedure share a file. Semicolons do not tell
+/// where one ends, since triggers contain some.
+pub(super) fn sqlite() -> impl Iterator<Item = &'static str> {
+    SQLITE.iter().flat_map(|file| file.split("\n-- next\n"))
+}
 
 #[cfg(test)]
 mod tests {
@@ -50,6 +65,25 @@ mod tests {
                 .map(|file| fs::read_to_string(file).unwrap())
                 .collect();
             assert_eq!(texts, embedded, "{}", folder.display());
+        }
+    }
+
+    #[test]
+    fn each_of_sqlites_statements_is_one() {
+        for statement in super::sqlite() {
+            let code = statement
+                .lines()
+                .filter(|line| !line.trim_start().starts_with("--"));
+            let code = code.collect::<Vec<_>>().join("\n");
+            let (first, rest) = code.split_once(char::is_whitespace).unwrap_or_default();
+            assert!(
+                ["ALTER", "CREATE", "PRAGMA"].contains(&first),
+                "{statement}"
+            );
+            let is_trigger = rest.starts_with("TRIGGER");
+            let end = if is_trigger { "\nEND;" } else { ";" };
+            let found = code.find(end).map(|at| at + end.len());
+            assert_eq!(found, Some(code.trim_end().len()), "{statement}");
         }
     }
 }

@@ -123,7 +123,7 @@ impl Sqlite {
             let why = format!("The table `chatts` cannot be used as it is: {faults}");
             return Err(StoreError::new(Kind::Unusable, why));
         }
-        for statement in schema::SQLITE {
+        for statement in schema::sqlite() {
             match call.execute(statement, Vec::new()).await {
                 // SQLite cannot be asked to add a column only where it is missing.
                 Err(error) if contains(&error.why, phrases::SQLITE_COLUMN_EXISTS) => {}
