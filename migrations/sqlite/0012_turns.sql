@@ -85,7 +85,7 @@ SELECT t.*,
     ifnull(r.request, t.request) AS asked_request,
     EXISTS (
         SELECT 1 FROM chatts_lines_1 AS l
-        WHERE l.owner = t.owner AND l.appid = t.appid AND l.at = t.started AND l.id = t.reply_id
+        WHERE l.owner = t.owner AND l.appid = t.appid AND l.at = +t.started AND l.id = t.reply_id
     ) AS has_reply,
     -- What becomes of a prompt that comes again with the turn's key. Null: a new attempt.
     CASE

@@ -22,12 +22,12 @@ CREATE TRIGGER IF NOT EXISTS chatts_settle_1_insert INSTEAD OF INSERT ON chatts_
         AND (chatts_turns.attempt = r.attempt OR NOT EXISTS (
             SELECT 1 FROM chatts_lines_1 AS l
             WHERE l.owner = NEW.owner AND l.appid = NEW.appid
-                AND l.at = chatts_turns.started AND l.id = chatts_turns.reply_id
+                AND l.at = +chatts_turns.started AND l.id = chatts_turns.reply_id
         ));
     DELETE FROM chatts WHERE rowid IN (
         SELECT l.line
         FROM chatts_standing_1 AS s JOIN chatts_lines_1 AS l
-            ON l.owner = s.owner AND l.appid = s.appid AND l.at = s.started AND l.id = s.reply_id
+            ON l.owner = s.owner AND l.appid = s.appid AND l.at = +s.started AND l.id = s.reply_id
         WHERE s.owner = NEW.owner AND s.appid = NEW.appid AND s.turn_id = NEW.turn_id AND s.attempt = s.run
     );
     INSERT INTO chatts (owner, appid, name, message, id, time, turn_id, turn_start, status, thinking, calls)

@@ -30,12 +30,12 @@ BEGIN
             OR NOT EXISTS (
                 SELECT 1 FROM chatts_lines_1 AS l
                 WHERE l.owner = NEW.owner AND l.appid = NEW.appid
-                    AND l.at = chatts_turns.started AND l.id = chatts_turns.reply_id
+                    AND l.at = +chatts_turns.started AND l.id = chatts_turns.reply_id
             ));
     DELETE FROM chatts WHERE rowid IN (
         SELECT l.line
         FROM chatts_turns AS t JOIN chatts_lines_1 AS l
-            ON l.owner = t.owner AND l.appid = t.appid AND l.at = t.started AND l.id = t.reply_id
+            ON l.owner = t.owner AND l.appid = t.appid AND l.at = +t.started AND l.id = t.reply_id
         WHERE t.owner = NEW.owner AND t.appid = NEW.appid AND t.turn_id = NEW.turn_id AND t.attempt = NEW.attempt
     );
     INSERT INTO chatts (owner, appid, name, message, id, time, turn_id, turn_start, status, raw, thinking, calls)

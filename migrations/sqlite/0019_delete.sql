@@ -15,7 +15,7 @@ CREATE TRIGGER IF NOT EXISTS chatts_delete_turn_1_insert INSTEAD OF INSERT ON ch
     WHERE owner = NEW.owner AND appid = NEW.appid AND turn_id = NEW.turn_id AND state <> 'deleted';
     DELETE FROM chatts WHERE rowid IN (
         SELECT l.line
-        FROM chatts_turns AS t JOIN chatts_lines_1 AS l ON l.owner = t.owner AND l.appid = t.appid AND l.at = t.started
+        FROM chatts_turns AS t JOIN chatts_lines_1 AS l ON l.owner = t.owner AND l.appid = t.appid AND l.at = +t.started
         WHERE t.owner = NEW.owner AND t.appid = NEW.appid AND t.turn_id = NEW.turn_id
             AND (l.turn = t.turn_id OR l.turn = '' AND l.id = t.turn_id)
         ORDER BY l.turn DESC, l.line DESC LIMIT NEW.most
@@ -23,7 +23,7 @@ CREATE TRIGGER IF NOT EXISTS chatts_delete_turn_1_insert INSTEAD OF INSERT ON ch
     UPDATE chatts_turns SET started = NULL
     WHERE owner = NEW.owner AND appid = NEW.appid AND turn_id = NEW.turn_id AND NOT EXISTS (
         SELECT 1 FROM chatts_lines_1 AS l
-        WHERE l.owner = NEW.owner AND l.appid = NEW.appid AND l.at = started
+        WHERE l.owner = NEW.owner AND l.appid = NEW.appid AND l.at = +started
             AND (l.turn = NEW.turn_id OR l.turn = '' AND l.id = NEW.turn_id)
     );
     DELETE FROM chatts_turns
@@ -40,7 +40,7 @@ CREATE TRIGGER IF NOT EXISTS chatts_delete_reply_1_insert INSTEAD OF INSERT ON c
     DELETE FROM chatts WHERE rowid IN (
         SELECT l.line
         FROM chatts_turns AS t JOIN chatts_lines_1 AS l
-            ON l.owner = t.owner AND l.appid = t.appid AND l.at = t.started AND l.id = t.reply_id
+            ON l.owner = t.owner AND l.appid = t.appid AND l.at = +t.started AND l.id = t.reply_id
         WHERE t.owner = NEW.owner AND t.appid = NEW.appid AND t.turn_id = NEW.turn_id AND t.state <> 'deleted'
             AND l.name = 'assistant'
     );

@@ -21,11 +21,11 @@ WITH RECURSIVE own AS (
             ELSE standing
         END AS outcome,
         iif(has_reply, reply_id, NULL) AS reply_id,
-        started AS at, iif(legacy IS NULL, turn_id, '') AS turn, ifnull(legacy, 9223372036854775807) AS line
+        +started AS at, iif(legacy IS NULL, turn_id, '') AS turn, ifnull(legacy, 9223372036854775807) AS line
     FROM (
         SELECT *, (
             SELECT line FROM chatts_lines_1 AS l
-            WHERE l.owner = ?1 AND l.appid = ?2 AND l.at = s.started AND l.turn = '' AND l.id = s.turn_id
+            WHERE l.owner = ?1 AND l.appid = ?2 AND l.at = +s.started AND l.turn = '' AND l.id = s.turn_id
         ) AS legacy
         FROM chatts_standing_1 AS s
         WHERE owner = ?1 AND appid = ?2
@@ -47,12 +47,13 @@ WITH RECURSIVE own AS (
         AND id IS NOT (SELECT reply_id FROM own)
 ), walk (at, turn, line, role, is_old, bytes, messages, turns, is_after_cut) AS (
     SELECT * FROM (
-        SELECT m.at, m.turn, m.line, name, m.turn_id IS NULL, iif(is_stored, 0, ?7) + octet_length(message), 1,
-            iif(iif(m.turn = '', m.id, m.turn) = own.turn_id, 1, 2), false
-        FROM own CROSS JOIN messages_in_order AS m
-        WHERE outcome IS NULL
-            AND m.at <= own.at AND (m.at < own.at OR m.turn < own.turn OR m.turn = own.turn AND m.line <= own.line)
-        ORDER BY m.at DESC, m.turn DESC, m.line DESC LIMIT 1
+        SELECT at, turn, line, name, turn_id IS NULL, iif((SELECT is_stored FROM own), 0, ?7) + octet_length(message), 1,
+            iif(iif(turn = '', id, turn) = (SELECT turn_id FROM own), 1, 2), false
+        FROM messages_in_order
+        WHERE (SELECT outcome FROM own) IS NULL
+            AND at <= (SELECT at FROM own)
+            AND (at, turn, line) <= (SELECT at, turn, line FROM own)
+        ORDER BY at DESC, turn DESC, line DESC LIMIT 1
     )
     UNION ALL
     SELECT coalesce(turn_start, CAST((julianday(time) - 2440587.5) * 86400000 AS integer) * 1000, -9223372036854775808),

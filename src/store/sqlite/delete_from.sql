@@ -14,7 +14,7 @@ FROM (
     WHERE owner = ?1 AND appid = ?2 AND turn_id = ?3 AND started IS NOT NULL
     UNION ALL
     SELECT l.at, l.turn, l.line
-    FROM chatts_turns AS t JOIN chatts_lines_1 AS l ON l.owner = t.owner AND l.appid = t.appid AND l.at = t.started
+    FROM chatts_turns AS t JOIN chatts_lines_1 AS l ON l.owner = t.owner AND l.appid = t.appid AND l.at = +t.started
     WHERE t.owner = ?1 AND t.appid = ?2 AND t.turn_id = ?3 AND l.turn = '' AND l.id = ?3
     UNION ALL
     SELECT at, turn, line FROM chatts_lines_1

@@ -14,23 +14,36 @@ WITH asked AS (
 )
 SELECT a.number,
     CASE
-        WHEN s.is_running THEN 'running'
-        WHEN s.run IS NOT NULL THEN 'orphaned'
-        WHEN s.turn_id IS NULL OR s.state = 'deleted' OR s.code = 'turn_deleted' AND s.attempt = a.attempt THEN 'deleted'
+        WHEN r.expires > CAST(unixepoch('subsec') * 1000000 AS integer) THEN 'running'
+        WHEN r.attempt IS NOT NULL THEN 'orphaned'
+        WHEN t.turn_id IS NULL OR t.state = 'deleted' OR t.code = 'turn_deleted' AND t.attempt = a.attempt THEN 'deleted'
         ELSE 'ended'
     END AS state,
-    ifnull(s.run, s.attempt) AS attempt,
-    ifnull(s.stop, false) AS stop,
+    ifnull(r.attempt, t.attempt) AS attempt,
+    ifnull(r.stop, false) AS stop,
     min(p.from_content) AS content_at, min(p.from_thinking) AS thinking_at, min(p.from_calls) AS calls_at,
     group_concat(p.content, '' ORDER BY p.from_content) AS content,
     group_concat(p.thinking, '' ORDER BY p.from_thinking) AS thinking,
     group_concat(p.calls, ',' ORDER BY p.from_calls) AS calls
 FROM asked AS a
-LEFT JOIN chatts_standing_1 AS s ON s.owner = a.owner AND s.appid = a.appid AND s.turn_id = a.turn_id
-LEFT JOIN chatts_parts AS p ON p.owner = s.owner AND p.appid = s.appid AND p.turn_id = s.turn_id AND p.attempt = s.run
-    AND (s.run <> a.attempt
-        OR p.from_content + octet_length(p.content) > a.content
-        OR p.from_thinking + octet_length(p.thinking) > a.thinking
-        OR p.calls IS NOT NULL AND p.from_calls >= a.calls)
+LEFT JOIN chatts_turns AS t ON t.owner = a.owner AND t.appid = a.appid AND t.turn_id = a.turn_id
+LEFT JOIN chatts_runs AS r ON r.owner = a.owner AND r.appid = a.appid AND r.turn_id = a.turn_id
+LEFT JOIN chatts_parts AS p ON p.owner = a.owner AND p.appid = a.appid AND p.turn_id = a.turn_id AND p.attempt = r.attempt
+    -- From the last one on that begins at or before what is known; it may have nothing new.
+    AND (p.from_content, p.from_thinking, p.from_calls) >= (
+        SELECT * FROM (
+            SELECT from_content, from_thinking, from_calls
+            FROM chatts_parts
+            WHERE owner = a.owner AND appid = a.appid AND turn_id = a.turn_id AND attempt = a.attempt
+                AND from_content <= a.content AND from_thinking <= a.thinking AND from_calls <= a.calls
+            ORDER BY from_content DESC, from_thinking DESC, from_calls DESC LIMIT 1
+        )
+        UNION ALL SELECT 0, 0, 0
+        LIMIT 1
+    )
+    AND (r.attempt <> a.attempt
+        OR p.from_content + ifnull(octet_length(p.content), 0) > a.content
+        OR p.from_thinking + ifnull(octet_length(p.thinking), 0) > a.thinking
+        OR p.from_calls + (p.calls IS NOT NULL) > a.calls OR p.calls IS NOT NULL AND r.calls > a.calls)
 GROUP BY a.number
 ORDER BY a.number

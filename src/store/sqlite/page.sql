@@ -11,13 +11,14 @@
 --   thinking, calls, usage             or null
 WITH orphans AS (
     -- What attempts left whose lease has run out, where no reply stands.
-    SELECT started AS at, turn_id, reply_id, run,
-        content + thinking + calls AS bytes
-    FROM (
-        SELECT s.* FROM chatts_runs AS r JOIN chatts_standing_1 AS s USING (owner, appid, turn_id)
-        WHERE r.owner = ?1 AND r.appid = ?2 AND r.expires <= CAST(unixepoch('subsec') * 1000000 AS integer)
-    )
-    WHERE NOT has_reply AND content + thinking + calls > 0
+    SELECT +started AS at, turn_id, reply_id, r.attempt AS run, content + thinking + calls AS bytes
+    FROM chatts_runs AS r CROSS JOIN chatts_turns AS t USING (owner, appid, turn_id)
+    WHERE owner = ?1 AND appid = ?2 AND r.expires <= CAST(unixepoch('subsec') * 1000000 AS integer)
+        AND content + thinking + calls > 0
+        AND NOT EXISTS (
+            SELECT 1 FROM chatts_lines_1 AS l
+            WHERE l.owner = ?1 AND l.appid = ?2 AND l.at = +started AND l.id = reply_id
+        )
 ), before AS (
     -- A row of an older server has an id that no index has, and that may be there twice.
     SELECT 9223372036854775807 AS at, '' AS turn, 0 AS line WHERE ?4 IS NULL
@@ -34,18 +35,16 @@ WITH orphans AS (
     )
 ), newest AS (
     SELECT * FROM (
-        SELECT l.at, l.turn, l.line, NULL AS run,
+        SELECT at, turn, line, NULL AS run,
             octet_length(ifnull(raw, message)) + ifnull(octet_length(thinking), 0) + ifnull(octet_length(calls), 0) AS bytes
-        FROM before CROSS JOIN chatts_lines_1 AS l
+        FROM chatts_lines_1
         WHERE owner = ?1 AND appid = ?2 AND typeof(name) = 'text' AND typeof(message) = 'text'
-            AND l.at <= before.at
-            AND (l.at < before.at OR l.turn < before.turn OR l.turn = before.turn AND l.line < before.line)
-        ORDER BY l.at DESC, l.turn DESC, l.line DESC LIMIT ?3 + 1
+            AND at <= (SELECT at FROM before) AND (at, turn, line) < (SELECT at, turn, line FROM before)
+        ORDER BY at DESC, turn DESC, line DESC LIMIT ?3 + 1
     )
     UNION ALL
-    SELECT o.at, turn_id, 9223372036854775807, run, bytes
-    FROM before CROSS JOIN orphans AS o
-    WHERE o.at < before.at OR o.at = before.at AND turn_id < before.turn
+    SELECT at, turn_id, 9223372036854775807, run, bytes FROM orphans
+    WHERE (at, turn_id) < (SELECT at, turn FROM before)
     ORDER BY at DESC, turn DESC, line DESC LIMIT ?3 + 1
 ), numbered AS (
     SELECT *, row_number() OVER so_far AS number, sum(bytes) OVER so_far AS total

@@ -34,7 +34,9 @@ UNION ALL
 SELECT true, k.state, attempt, started, ended, code, error, final, usage, model, stream, request, reply_id, l.status,
     l.message, l.raw, l.thinking, l.calls, false
 FROM known AS k
-LEFT JOIN chatts_lines_1 AS l ON l.owner = ?1 AND l.appid = ?2 AND l.at = k.started AND l.id = k.reply_id
+LEFT JOIN chatts AS l ON l.rowid = (
+    SELECT line FROM chatts_lines_1 WHERE owner = ?1 AND appid = ?2 AND at = +k.started AND id = k.reply_id
+)
 WHERE k.state <> 'deleted' AND k.run IS NULL
 UNION ALL
 SELECT false,
