@@ -10,9 +10,9 @@ CREATE TABLE IF NOT EXISTS chatts_turns (
     model      text,                               -- this one and the next two ask the model again
     stream     integer,
     request    text,                               -- the other fields of the request, a JSON object
-    reply_id   text NOT NULL,                      -- of the row in `chatts` that the reply is or will be
-    attempt    text NOT NULL DEFAULT '',           -- whose outcome this is; '' while there is none
-    committed  text NOT NULL DEFAULT '',           -- the last attempt that ended by its own commit, which may be made again
+    reply_id   text,                               -- of the row in `chatts` that the reply is or will be
+    attempt    text,                               -- whose outcome this is; null while there is none
+    committed  text,                               -- the last attempt that ended by its own commit, which may be made again
     state      text NOT NULL DEFAULT '',           -- '', 'complete', 'stopped', 'partial', 'failed', 'deleted'
     ended      integer,
     final      text,                               -- the final line as it was sent
@@ -41,6 +41,7 @@ CREATE TABLE IF NOT EXISTS chatts_runs (
     thinking   integer NOT NULL DEFAULT 0,
     calls      integer NOT NULL DEFAULT 0,
     settled    integer NOT NULL DEFAULT false,     -- since its lease ran out all of it was taken into the conversation
+    collapses  integer NOT NULL,                   -- its `message` has one space for each run of white space
     model      text,                               -- the next three where they are not the turn's
     stream     integer,
     request    text,
@@ -79,7 +80,7 @@ CREATE VIEW IF NOT EXISTS chatts_standing_1 AS
 SELECT t.*,
     r.attempt AS run,                              -- null where none is there
     r.expires > CAST(unixepoch('subsec') * 1000000 AS integer) AS is_running,
-    r.stop, r.content, r.thinking, r.calls, r.settled,
+    r.stop, r.content, r.thinking, r.calls, r.settled, r.collapses,
     ifnull(r.model, t.model) AS asked_model,
     ifnull(r.stream, t.stream) AS asked_stream,
     ifnull(r.request, t.request) AS asked_request,

@@ -1,15 +1,14 @@
--- Takes what an attempt left whose lease has run out into the conversation, where no older reply stands. The
--- attempt itself is left alone: should it end after all, its reply replaces that.
---   state  of the turn: 'stopped', else 'partial', or 'failed' where nothing was generated
+-- Takes what an attempt left whose lease has run out into the conversation, where no older reply stands. It becomes the
+-- outcome of the turn. The attempt itself is left alone: should it end after all, its reply replaces that.
 CREATE VIEW IF NOT EXISTS chatts_settle_1 AS
-SELECT NULL AS owner, NULL AS appid, NULL AS turn_id, NULL AS state WHERE false;
+SELECT NULL AS owner, NULL AS appid, NULL AS turn_id WHERE false;
 -- next
 CREATE TRIGGER IF NOT EXISTS chatts_settle_1_insert INSTEAD OF INSERT ON chatts_settle_1 BEGIN
     -- `attempt` tells from now on whether the outcome is this attempt's.
     UPDATE chatts_turns
     SET attempt = r.attempt,
-        state = coalesce(NEW.state, iif(r.content + r.thinking + r.calls > 0, 'partial', 'failed')),
-        code = iif(NEW.state IS NULL, 'turn_orphaned', NULL),
+        state = CASE WHEN r.stop THEN 'stopped' WHEN r.content + r.thinking + r.calls > 0 THEN 'partial' ELSE 'failed' END,
+        code = iif(r.stop, NULL, 'turn_orphaned'),
         ended = CAST(unixepoch('subsec') * 1000000 AS integer),
         final = NULL, error = NULL, usage = NULL,
         model = ifnull(r.model, chatts_turns.model),
@@ -30,14 +29,32 @@ CREATE TRIGGER IF NOT EXISTS chatts_settle_1_insert INSTEAD OF INSERT ON chatts_
             ON l.owner = s.owner AND l.appid = s.appid AND l.at = +s.started AND l.id = s.reply_id
         WHERE s.owner = NEW.owner AND s.appid = NEW.appid AND s.turn_id = NEW.turn_id AND s.attempt = s.run
     );
-    INSERT INTO chatts (owner, appid, name, message, id, time, turn_id, turn_start, status, thinking, calls)
-    SELECT s.owner, s.appid, 'assistant', ifnull(group_concat(p.content, '' ORDER BY from_content), ''), s.reply_id,
-        strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), s.turn_id, s.started, iif(s.state = 'stopped', 'stopped', 'partial'),
-        group_concat(p.thinking, '' ORDER BY from_thinking), group_concat(p.calls, ',' ORDER BY from_calls)
-    FROM chatts_standing_1 AS s JOIN chatts_parts AS p
-        ON p.owner = s.owner AND p.appid = s.appid AND p.turn_id = s.turn_id AND p.attempt = s.run
-    WHERE s.owner = NEW.owner AND s.appid = NEW.appid AND s.turn_id = NEW.turn_id AND s.attempt = s.run
-    GROUP BY s.turn_id;
+    INSERT INTO chatts (owner, appid, name, message, id, time, turn_id, turn_start, status, raw, thinking, calls)
+    SELECT owner, appid, 'assistant', message, reply_id, strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), turn_id, started,
+        iif(state = 'stopped', state, 'partial'), nullif(content, message), thinking, calls
+    FROM (
+        SELECT *, iif(collapses, (
+            -- Unicode's white space, each character of it a space, then each two spaces one.
+            WITH RECURSIVE collapsed (text, others) AS (
+                SELECT content, char(9, 10, 11, 12, 13, 133, 160, 5760, 8192, 8193, 8194, 8195, 8196, 8197, 8198, 8199,
+                    8200, 8201, 8202, 8232, 8233, 8239, 8287, 12288)
+                UNION ALL
+                SELECT replace(text, iif(others = '', '  ', substr(others, 1, 1)), ' '), substr(others, 2)
+                FROM collapsed WHERE others <> '' OR instr(text, '  ')
+            )
+            SELECT text FROM collapsed WHERE others = '' AND NOT instr(text, '  ')
+        ), content) AS message
+        FROM (
+            SELECT s.owner, s.appid, s.turn_id, s.started, s.reply_id, s.state, s.collapses,
+                ifnull(group_concat(p.content, '' ORDER BY from_content), '') AS content,
+                group_concat(p.thinking, '' ORDER BY from_thinking) AS thinking,
+                group_concat(p.calls, ',' ORDER BY from_calls) AS calls
+            FROM chatts_standing_1 AS s JOIN chatts_parts AS p
+                ON p.owner = s.owner AND p.appid = s.appid AND p.turn_id = s.turn_id AND p.attempt = s.run
+            WHERE s.owner = NEW.owner AND s.appid = NEW.appid AND s.turn_id = NEW.turn_id AND s.attempt = s.run
+            GROUP BY s.turn_id
+        )
+    );
     UPDATE chatts_runs SET settled = true
     WHERE owner = NEW.owner AND appid = NEW.appid AND turn_id = NEW.turn_id;
 END;

@@ -2,7 +2,7 @@
 -- one of the conversation. Ends those whose lease has run out.
 CREATE VIEW IF NOT EXISTS chatts_attempt_1 AS
 SELECT NULL AS owner, NULL AS appid, NULL AS turn_id, NULL AS attempt, NULL AS model, NULL AS stream, NULL AS request,
-    NULL AS sent_bytes, NULL AS lease, NULL AS exclusive WHERE false;
+    NULL AS sent_bytes, NULL AS lease, NULL AS exclusive, NULL AS collapses WHERE false;
 -- next
 CREATE TRIGGER IF NOT EXISTS chatts_attempt_1_insert INSTEAD OF INSERT ON chatts_attempt_1
 WHEN NOT EXISTS (
@@ -25,18 +25,19 @@ BEGIN
     DELETE FROM chatts_runs
     WHERE owner = NEW.owner AND appid = NEW.appid AND attempt <> NEW.attempt
         AND (turn_id = NEW.turn_id OR NEW.exclusive AND exclusive);
-    INSERT INTO chatts_runs (owner, appid, turn_id, attempt, expires, exclusive, model, stream, request, sent_bytes)
+    INSERT INTO chatts_runs (owner, appid, turn_id, attempt, expires, exclusive, collapses, model, stream, request,
+        sent_bytes)
     VALUES (NEW.owner, NEW.appid, NEW.turn_id, NEW.attempt,
         CAST(unixepoch('subsec') * 1000000 AS integer) + NEW.lease, NEW.exclusive,
-        NEW.model, NEW.stream, NEW.request, NEW.sent_bytes)
+        NEW.collapses, NEW.model, NEW.stream, NEW.request, NEW.sent_bytes)
     ON CONFLICT (owner, appid, turn_id) DO UPDATE SET expires = excluded.expires;
 END;
 -- next
 -- Begins a turn, or a new attempt of the turn that its key is known from; src/store/sqlite/begin.sql calls it.
 CREATE VIEW IF NOT EXISTS chatts_begin_1 AS
 SELECT NULL AS owner, NULL AS appid, NULL AS turn_id, NULL AS attempt, NULL AS reply_id, NULL AS key, NULL AS body_hash,
-    NULL AS model, NULL AS stream, NULL AS request, NULL AS prompt, NULL AS sent_bytes, NULL AS lease, NULL AS exclusive
-WHERE false;
+    NULL AS model, NULL AS stream, NULL AS request, NULL AS prompt, NULL AS sent_bytes, NULL AS lease, NULL AS exclusive,
+    NULL AS collapses WHERE false;
 -- next
 CREATE TRIGGER IF NOT EXISTS chatts_begin_1_insert INSTEAD OF INSERT ON chatts_begin_1 BEGIN
     DELETE FROM chatts_turns
@@ -67,13 +68,17 @@ CREATE TRIGGER IF NOT EXISTS chatts_begin_1_insert INSTEAD OF INSERT ON chatts_b
     FROM json_each(NEW.prompt) AS message
     WHERE changes() = 1
     ORDER BY message.key;
-    INSERT INTO chatts_attempt_1 (owner, appid, turn_id, attempt, sent_bytes, lease, exclusive)
-    SELECT owner, appid, turn_id, NEW.attempt, NEW.sent_bytes, NEW.lease, NEW.exclusive
+    -- Nobody who repeats a prompt asks what was to stop.
+    INSERT INTO chatts_stop_1 (owner, appid, turn_id)
+    SELECT owner, appid, turn_id FROM chatts_standing_1
+    WHERE owner = NEW.owner AND appid = NEW.appid AND key = NEW.key AND stop AND NOT is_running AND run <> NEW.attempt;
+    INSERT INTO chatts_attempt_1 (owner, appid, turn_id, attempt, sent_bytes, lease, exclusive, collapses)
+    SELECT owner, appid, turn_id, NEW.attempt, NEW.sent_bytes, NEW.lease, NEW.exclusive, NEW.collapses
     FROM chatts_standing_1
     WHERE owner = NEW.owner AND appid = NEW.appid
         AND turn_id = ifnull((
             SELECT turn_id FROM chatts_turns WHERE owner = NEW.owner AND appid = NEW.appid AND key = NEW.key
         ), NEW.turn_id)
         AND body_hash IS NEW.body_hash
-        AND (standing IS NULL OR run = NEW.attempt);
+        AND (run = NEW.attempt OR standing IS NULL AND attempt IS NOT NEW.attempt AND committed IS NOT NEW.attempt);
 END;

@@ -5,8 +5,8 @@ SELECT NULL AS owner, NULL AS appid, NULL AS turn_id WHERE false;
 CREATE TRIGGER IF NOT EXISTS chatts_stop_1_insert INSTEAD OF INSERT ON chatts_stop_1 BEGIN
     UPDATE chatts_runs SET stop = true
     WHERE owner = NEW.owner AND appid = NEW.appid AND turn_id = NEW.turn_id;
-    INSERT INTO chatts_settle_1 (owner, appid, turn_id, state)
-    SELECT owner, appid, turn_id, 'stopped' FROM chatts_runs
+    INSERT INTO chatts_settle_1 (owner, appid, turn_id)
+    SELECT owner, appid, turn_id FROM chatts_runs
     WHERE owner = NEW.owner AND appid = NEW.appid AND turn_id = NEW.turn_id
         AND expires <= CAST(unixepoch('subsec') * 1000000 AS integer);
     DELETE FROM chatts_runs

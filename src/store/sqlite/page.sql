@@ -11,7 +11,8 @@
 --   thinking, calls, usage             or null
 WITH orphans AS (
     -- What attempts left whose lease has run out, where no reply stands.
-    SELECT +started AS at, turn_id, reply_id, r.attempt AS run, content + thinking + calls AS bytes
+    SELECT +started AS at, turn_id, reply_id, r.attempt AS run, r.stop,
+        content + thinking + calls AS bytes
     FROM chatts_runs AS r CROSS JOIN chatts_turns AS t USING (owner, appid, turn_id)
     WHERE owner = ?1 AND appid = ?2 AND r.expires <= CAST(unixepoch('subsec') * 1000000 AS integer)
         AND content + thinking + calls > 0
@@ -35,7 +36,7 @@ WITH orphans AS (
     )
 ), newest AS (
     SELECT * FROM (
-        SELECT at, turn, line, NULL AS run,
+        SELECT at, turn, line, NULL AS run, NULL AS stop,
             octet_length(ifnull(raw, message)) + ifnull(octet_length(thinking), 0) + ifnull(octet_length(calls), 0) AS bytes
         FROM chatts_lines_1
         WHERE owner = ?1 AND appid = ?2 AND typeof(name) = 'text' AND typeof(message) = 'text'
@@ -43,7 +44,7 @@ WITH orphans AS (
         ORDER BY at DESC, turn DESC, line DESC LIMIT ?3 + 1
     )
     UNION ALL
-    SELECT at, turn_id, 9223372036854775807, run, bytes FROM orphans
+    SELECT at, turn_id, 9223372036854775807, run, stop, bytes FROM orphans
     WHERE (at, turn_id) < (SELECT at, turn FROM before)
     ORDER BY at DESC, turn DESC, line DESC LIMIT ?3 + 1
 ), numbered AS (
@@ -66,7 +67,7 @@ SELECT NOT EXISTS (SELECT 1 FROM before) AS is_gone,
         WHERE owner = ?1 AND appid = ?2 AND turn_id = turn AND attempt = run
     ), '') END AS content,
     iif(run IS NULL, CAST(round(unixepoch(m.time, 'subsec') * 1000) AS integer) * 1000, at) AS time,
-    iif(run IS NULL, m.status, 'partial') AS status,
+    CASE WHEN run IS NULL THEN m.status WHEN stop THEN 'stopped' ELSE 'partial' END AS status,
     CASE WHEN run IS NULL THEN m.thinking ELSE (
         SELECT group_concat(thinking, '' ORDER BY from_thinking) FROM chatts_parts
         WHERE owner = ?1 AND appid = ?2 AND turn_id = turn AND attempt = run

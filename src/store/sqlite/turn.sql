@@ -24,11 +24,15 @@ WITH known AS (
         AND typeof(name) = 'text' AND typeof(message) = 'text'
     ORDER BY at DESC, turn DESC, line DESC LIMIT 1
 )
-SELECT true AS is_stored, iif(is_running, 'running', iif(content + thinking + calls > 0, 'partial', 'failed')) AS state,
-    run AS attempt, started, NULL AS ended, iif(is_running, NULL, 'turn_orphaned') AS code, NULL AS error, NULL AS final,
+SELECT true AS is_stored, CASE
+        WHEN is_running THEN 'running'
+        WHEN stop THEN 'stopped'
+        ELSE iif(content + thinking + calls > 0, 'partial', 'failed')
+    END AS state,
+    run AS attempt, started, NULL AS ended, iif(is_running OR stop, NULL, 'turn_orphaned') AS code, NULL AS error, NULL AS final,
     NULL AS usage, asked_model AS model, asked_stream AS stream, asked_request AS request, reply_id, NULL AS status,
     (SELECT content FROM parts) AS message, NULL AS raw, (SELECT thinking FROM parts) AS thinking,
-    (SELECT calls FROM parts) AS calls, has_reply AND attempt <> run AS has_older
+    (SELECT calls FROM parts) AS calls, has_reply AND attempt IS NOT run AS has_older
 FROM known WHERE state <> 'deleted' AND run IS NOT NULL
 UNION ALL
 SELECT true, k.state, attempt, started, ended, code, error, final, usage, model, stream, request, reply_id, l.status,
@@ -45,6 +49,6 @@ SELECT false,
         WHEN turn = '' THEN 'complete'
         ELSE 'failed'
     END,
-    '', nullif(at, -9223372036854775808), NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, iif(name = 'assistant', id, NULL),
+    NULL, nullif(at, -9223372036854775808), NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, iif(name = 'assistant', id, NULL),
     iif(name = 'assistant', status, NULL), iif(name = 'assistant', message, NULL), NULL, NULL, NULL, false
 FROM older_release
