@@ -34,11 +34,17 @@ pub(crate) async fn serve(mut stream: TcpStream, shared: Arc<Shared>) -> anyhow:
             out: Vec::new(),
         };
         let ending = tokio::select! {
-            // An error is a client that left.
-            ending = answer.send(&shared) => ending.unwrap_or(Ending::ClientLeft),
-            () = reader.closed() => Ending::ClientLeft,
+            ending = answer.send(&shared) => ending.unwrap_or_else(|error| {
+                exchange.failed(&error);
+                Ending::ClientLeft
+            }),
+            closed = reader.closed() => {
+                closed.unwrap_or_else(|error| exchange.failed(&error));
+                Ending::ClientLeft
+            }
         };
         exchange.end(ending);
+        shared.log(&exchange);
         if ending != Ending::Complete {
             break;
         }

@@ -1,6 +1,8 @@
 //! What a test sees of one request and its answer.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -49,7 +51,7 @@ impl Request {
 pub enum Ending {
     /// All of it was sent.
     Complete,
-    /// The client closed the connection first.
+    /// The client closed or reset the connection first: [`Exchange::was_reset`] says which.
     ClientLeft,
     /// The script closed or reset the connection.
     BrokenOff,
@@ -62,6 +64,7 @@ pub enum Ending {
 pub struct Exchange {
     request: Request,
     bytes_sent: AtomicU64,
+    was_reset: AtomicBool,
     ending: watch::Sender<Option<Ending>>,
 }
 
@@ -70,6 +73,7 @@ impl Exchange {
         Self {
             request,
             bytes_sent: AtomicU64::new(0),
+            was_reset: AtomicBool::new(false),
             ending: watch::Sender::default(),
         }
     }
@@ -97,6 +101,12 @@ impl Exchange {
         *self.ending.borrow()
     }
 
+    /// Whether the client left with a reset (an RST), as a socket does that is closed before all that had
+    /// come was read.
+    pub fn was_reset(&self) -> bool {
+        self.was_reset.load(Ordering::Relaxed)
+    }
+
     /// Waits until something was sent and the socket then accepted nothing for `quiet`, as happens
     /// when the client stops reading. Returns the bytes sent.
     pub async fn stalled(&self, quiet: Duration) -> u64 {
@@ -113,6 +123,12 @@ impl Exchange {
         self.bytes_sent.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
+    /// What the socket's error says of the client that left.
+    pub(crate) fn failed(&self, error: &io::Error) {
+        let is_reset = error.kind() == io::ErrorKind::ConnectionReset;
+        self.was_reset.fetch_or(is_reset, Ordering::Relaxed);
+    }
+
     /// Sets the ending, unless there is one.
     pub(crate) fn end(&self, ending: Ending) {
         self.ending.send_if_modified(|known| {
@@ -120,5 +136,25 @@ impl Exchange {
             known.get_or_insert(ending);
             first
         });
+    }
+}
+
+/// A line for a log: the request, and how its answer ended.
+impl fmt::Display for Exchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Request { method, path, .. } = &self.request;
+        let ending = match self.ending() {
+            None => "in progress",
+            Some(Ending::Complete) => "complete",
+            Some(Ending::ClientLeft) if self.was_reset() => "reset by the client",
+            Some(Ending::ClientLeft) => "closed by the client",
+            Some(Ending::BrokenOff) => "broken off",
+            Some(Ending::Stopped) => "cut off by the stop",
+        };
+        write!(
+            f,
+            "{method} {path}: {ending}, {} bytes sent",
+            self.bytes_sent()
+        )
     }
 }

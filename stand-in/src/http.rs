@@ -3,6 +3,8 @@
 //! An HTTP library decides when bytes leave and how a body is cut into chunks; in a test the script
 //! must decide that. Knows neither Ollama nor scripts.
 
+use std::io;
+
 use anyhow::{Context, Result, bail, ensure};
 use bytes::{Buf, Bytes, BytesMut};
 use httparse::Status;
@@ -84,10 +86,11 @@ impl<'a> Reader<'a> {
         Ok(Some(request))
     }
 
-    /// Returns once the client has closed its side. What it sends until then is kept as its next
-    /// request.
-    pub(crate) async fn closed(&mut self) {
-        while matches!(self.socket.read_buf(&mut self.buffer).await, Ok(1..)) {}
+    /// Returns once the client has closed its side; an error is a reset. What it sends until then is kept as
+    /// its next request.
+    pub(crate) async fn closed(&mut self) -> io::Result<()> {
+        while self.socket.read_buf(&mut self.buffer).await? > 0 {}
+        Ok(())
     }
 
     /// Reads until `parse` is complete, and consumes what it parsed; `None` at the end of input.

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use clap::Parser;
 use ollama_stand_in::{Config, Server};
 
-/// A stand-in for Ollama: its wire format, and no model behind it.
+/// A stand-in for Ollama: its wire format, and no model behind it. It counts a token for every 4 bytes begun, and
+/// says on stderr how each answer ended.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
@@ -29,6 +30,7 @@ async fn main() -> anyhow::Result<()> {
         listen: arguments.listen,
         rate: (arguments.rate > 0.0).then_some(arguments.rate),
         tokens: arguments.tokens,
+        logs: true,
     })
     .await?;
     let url = server.url();

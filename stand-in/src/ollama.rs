@@ -1,7 +1,7 @@
 //! Ollama's endpoints, and the built-in reply, which nobody could take for a model's.
 
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
 use serde_json::{Value, json};
@@ -15,7 +15,8 @@ use crate::wire;
 pub(crate) fn route(request: &Request, config: &Config) -> Option<Vec<u8>> {
     const JSON: Option<&str> = Some(wire::JSON);
     const TEXT: Option<&str> = Some("text/plain; charset=utf-8");
-    const GREETING: &str = "This is a stand-in for Ollama: no model is here";
+    const GREETING: &str =
+        "This is a stand-in for Ollama, which counts 4 bytes as a token: no model is here";
     const NOT_ALLOWED: &str = "405 method not allowed";
 
     let answer = |status, content_type, body: &str| match request.method.as_str() {
@@ -83,6 +84,7 @@ pub(crate) struct Reply {
     reason: &'static str,
     started: Instant,
     prompt_tokens: usize,
+    reply_tokens: usize,
 }
 
 impl Reply {
@@ -98,23 +100,31 @@ impl Reply {
             Some(_) => bail!("messages is no array"),
         };
         let contents: Vec<_> = messages.iter().map(|m| text(m, "content")).collect();
-        let words = contents.iter().flat_map(|text| text.split_whitespace());
+        let sent = contents.iter().map(|text| text.len()).sum();
         let reply = contents.last().map(|last| speech(contents.len(), last));
+        let (tokens, said) = reply
+            .as_deref()
+            .map_or_else(Default::default, |text| tokenize(text, count));
         let stream = body.get("stream").and_then(Value::as_bool).unwrap_or(true);
         Ok(Self {
             model: wire::escape(model),
             stream: stream && reply.is_some(),
-            prompt_tokens: words.count(),
+            prompt_tokens: wire::tokens_in(sent),
+            reply_tokens: wire::tokens_in(said),
             reason: if reply.is_some() { "stop" } else { "load" },
-            tokens: reply.map_or_else(Vec::new, |text| tokenize(&text, count)),
+            tokens,
             started: Instant::now(),
         })
     }
 
     /// The last line of a stream (without content), or the one object of `"stream": false`.
     pub(crate) fn last_line(&self, content: &str) -> String {
-        let (took, tokens) = (self.started.elapsed(), self.tokens.len());
-        let done = wire::finish(self.reason, took, self.prompt_tokens, tokens);
+        // A load has no metrics, as with Ollama.
+        let took = match self.tokens.is_empty() {
+            true => Duration::ZERO,
+            false => self.started.elapsed(),
+        };
+        let done = wire::finish(self.reason, took, self.prompt_tokens, self.reply_tokens);
         wire::line(&self.model, &wire::now(), content, &done).concat()
     }
 }
@@ -139,23 +149,25 @@ fn speech(messages: usize, last: &str) -> String {
 }
 
 /// Cuts a text into escaped tokens of a model's size: words with the space before them, long ones
-/// in pieces. With a count it repeats or shortens the text to that many tokens.
-fn tokenize(text: &str, count: Option<usize>) -> Vec<String> {
+/// in pieces. With a count it repeats or shortens the text to that many tokens. Also returns the bytes of
+/// the whole, unescaped.
+fn tokenize(text: &str, count: Option<usize>) -> (Vec<String>, usize) {
     let mut tokens = Vec::new();
     let mut token = String::new();
     for character in text.chars() {
         if !token.is_empty() && (character == ' ' || token.chars().count() >= 6) {
-            tokens.push(wire::escape(&token));
-            token.clear();
+            tokens.push(std::mem::take(&mut token));
         }
         token.push(character);
     }
-    tokens.push(wire::escape(&token));
-    if let Some(count) = count {
+    tokens.push(token);
+    if count.is_some() {
         tokens.push(" And".to_owned());
-        tokens = tokens.into_iter().cycle().take(count).collect();
     }
-    tokens
+    let count = count.unwrap_or(tokens.len());
+    let bytes = tokens.iter().cycle().take(count).map(String::len).sum();
+    let escaped: Vec<_> = tokens.iter().map(|token| wire::escape(token)).collect();
+    (escaped.into_iter().cycle().take(count).collect(), bytes)
 }
 
 #[cfg(test)]
@@ -165,8 +177,9 @@ mod tests {
     #[test]
     fn a_reply_has_as_many_tokens_as_configured() {
         for count in [0, 1, 5, 2_000] {
-            let tokens = tokenize("Some words and a quite-long-one", Some(count));
+            let (tokens, bytes) = tokenize("Some words and a \"quite-long\" one", Some(count));
             assert_eq!(tokens.len(), count);
+            assert_eq!(tokens.concat().replace("\\\"", "\"").len(), bytes);
         }
     }
 

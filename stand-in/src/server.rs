@@ -1,9 +1,10 @@
 //! The listening server: its configuration, and for tests the scripts and the recorded requests.
 
 use std::collections::VecDeque;
+use std::fmt;
+use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::{fmt, io};
 
 use anyhow::Context;
 use tokio::net::{TcpListener, TcpSocket};
@@ -29,6 +30,8 @@ pub struct Config {
     pub rate: Option<f64>,
     /// Tokens per reply; `None` is the built-in text, once.
     pub tokens: Option<usize>,
+    /// Whether a line on stderr says how each answer ended.
+    pub logs: bool,
 }
 
 impl Default for Config {
@@ -37,6 +40,7 @@ impl Default for Config {
             listen: ANY_PORT.into(),
             rate: None,
             tokens: None,
+            logs: false,
         }
     }
 }
@@ -164,6 +168,13 @@ impl Shared {
     pub(crate) fn record(&self, exchange: &Arc<Exchange>) {
         if self.scripts.is_some() {
             self.exchanges.send_modify(|all| all.push(exchange.clone()));
+        }
+    }
+
+    /// Says how an answer ended. (`eprintln!` would panic once stderr is closed.)
+    pub(crate) fn log(&self, exchange: &Exchange) {
+        if self.config.logs {
+            let _ = writeln!(io::stderr(), "{exchange}");
         }
     }
 

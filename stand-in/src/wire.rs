@@ -1,6 +1,7 @@
 //! The bytes of Ollama's lines, with the field order and the escapes of its JSON library (Go's): a
 //! relay that passes lines on unchanged is tested against them.
 
+use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
@@ -50,17 +51,31 @@ pub(crate) fn line<'a>(
     ]
 }
 
+/// The tokens that the built-in reply's metrics count in a text of so many bytes: one for every 4 bytes begun,
+/// about what a model's tokens have, so that whoever knows the text can tell the count.
+pub fn tokens_in(bytes: usize) -> usize {
+    bytes.div_ceil(4)
+}
+
 /// The field `done` of a last line, and what follows it: why the reply ended, and what it took.
+/// A metric that is zero is left out.
 pub(crate) fn finish(reason: &str, took: Duration, prompt: usize, tokens: usize) -> String {
-    // Ollama leaves out a metric that is zero; here all are present.
-    let total = took.as_nanos().max(4);
+    let total = took.as_nanos();
     let (quarter, half) = (total / 4, total / 2);
-    let (prompt, tokens) = (prompt.max(1), tokens.max(1));
-    format!(
-        "true,\"done_reason\":\"{reason}\",\"total_duration\":{total},\
-         \"load_duration\":{quarter},\"prompt_eval_count\":{prompt},\
-         \"prompt_eval_duration\":{quarter},\"eval_count\":{tokens},\"eval_duration\":{half}}}"
-    )
+    let metrics = [
+        ("total_duration", total),
+        ("load_duration", quarter),
+        ("prompt_eval_count", prompt as u128),
+        ("prompt_eval_duration", quarter),
+        ("eval_count", tokens as u128),
+        ("eval_duration", half),
+    ];
+    let mut done = format!("true,\"done_reason\":\"{reason}\"");
+    for (name, value) in metrics.into_iter().filter(|(_, value)| *value > 0) {
+        let _ = write!(done, ",\"{name}\":{value}");
+    }
+    done.push('}');
+    done
 }
 
 /// The inside of a JSON string as Go writes it: `<`, `>`, `&` and two line separators are escaped.

@@ -24,6 +24,7 @@ async fn started(rate: Option<f64>, tokens: Option<usize>) -> Result<Server> {
         listen,
         rate,
         tokens,
+        logs: false,
     })
     .await
 }
@@ -93,7 +94,8 @@ async fn it_streams_by_default_and_says_what_it_is() -> Result<()> {
         let last = lines.last().context("no line")?;
         assert_eq!(last["done"], true);
         assert_eq!(last["done_reason"], "stop");
-        assert_eq!(last["eval_count"], lines.len() - 1);
+        assert_eq!(last["prompt_eval_count"], wire::tokens_in("Hello".len()));
+        assert_eq!(last["eval_count"], wire::tokens_in(content.len()));
         // The connection is kept: the same socket answers again.
         let next = format!("GET /api/version HTTP/1.1\r\n{LOCAL}\r\n");
         stream.write_all(next.as_bytes()).await?;
@@ -150,8 +152,11 @@ async fn it_refuses_as_ollama_does() -> Result<()> {
 async fn no_messages_load_the_model() -> Result<()> {
     let server = started(None, None).await?;
     let request = json!({"model": "m", "messages": []});
-    let answer = read_to(&mut chat(&server, &request).await?, "}").await?;
-    assert!(answer.contains("\"done_reason\":\"load\""), "{answer}");
+    let answer = read_to(&mut chat(&server, &request).await?, "load\"}").await?;
+    assert!(
+        answer.ends_with(r#""done":true,"done_reason":"load"}"#),
+        "{answer}"
+    );
     Ok(())
 }
 
@@ -203,6 +208,32 @@ async fn the_client_that_leaves_is_noticed() -> Result<()> {
         drop(stream);
         assert_eq!(timeout(LONG, exchange.ended()).await?, Ending::ClientLeft);
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn it_tells_how_each_connection_ended() -> Result<()> {
+    for (is_reset, told) in [
+        (false, "closed by the client"),
+        (true, "reset by the client"),
+    ] {
+        let (server, stream) = scripted(Script::silence()).await?;
+        let exchange = timeout(LONG, server.chat(1)).await?;
+        if is_reset {
+            stream.set_zero_linger()?;
+        }
+        drop(stream);
+        assert_eq!(timeout(LONG, exchange.ended()).await?, Ending::ClientLeft);
+        assert_eq!(exchange.was_reset(), is_reset);
+        let line = format!("POST /api/chat: {told}, 0 bytes sent");
+        assert_eq!(exchange.to_string(), line);
+    }
+    let (server, mut stream) = scripted(Script::reply(["a"])).await?;
+    let sent = read_to(&mut stream, LAST_CHUNK).await?.len();
+    let exchange = server.chat(1).await;
+    timeout(LONG, exchange.ended()).await?;
+    let line = format!("POST /api/chat: complete, {sent} bytes sent");
+    assert_eq!(exchange.to_string(), line);
     Ok(())
 }
 
