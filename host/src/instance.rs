@@ -1,10 +1,11 @@
 //! The data of one instance's store: WASI, its resources, and the host's services.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use wasmtime::ResourceLimiter;
 use wasmtime::component::{Accessor, HasData, Resource, ResourceTable};
-use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi::{HostWallClock, WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::outbound::{Hooks, Outbound};
@@ -19,6 +20,7 @@ pub(crate) struct Services {
     pub(crate) outbound: Arc<Outbound>,
     pub(crate) postgres: Pools,
     pub(crate) sqlite: Arc<Databases>,
+    pub(crate) clock_ahead: Duration,
     pub(crate) output: Output,
 }
 
@@ -38,6 +40,7 @@ impl Instance {
         // No files, no sockets, no environment: the component has what its manifest grants.
         let mut wasi = WasiCtx::builder();
         services.output.attach(&mut wasi);
+        wasi.wall_clock(Ahead(services.clock_ahead));
         let output = services.output.clone();
         Self {
             outbound: Hooks(services.outbound.clone()),
@@ -51,6 +54,20 @@ impl Instance {
                 output,
             },
         }
+    }
+}
+
+/// The machine's wall clock, or one that is wrong.
+struct Ahead(Duration);
+
+impl HostWallClock for Ahead {
+    fn resolution(&self) -> Duration {
+        Duration::from_nanos(1)
+    }
+
+    fn now(&self) -> Duration {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        now.unwrap_or_default() + self.0
     }
 }
 

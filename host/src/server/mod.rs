@@ -75,6 +75,8 @@ pub struct Options {
     /// The largest row of a query's result, in bytes counted as Spin does; by default Spin's limit.
     /// A larger one ends the result with the error "query result exceeds limit of … bytes".
     pub max_row_bytes: usize,
+    /// How far the component's wall clock is ahead of this machine's: for tests of hosts whose clocks differ.
+    pub clock_ahead: Duration,
     /// Where the component's stdout and stderr go.
     pub output: Output,
 }
@@ -92,6 +94,7 @@ impl Default for Options {
             instances: InstanceLimits::default(),
             responses: ResponseLimits::default(),
             max_row_bytes: rows::MAX_ROW_BYTES,
+            clock_ahead: Duration::ZERO,
             output: Output::default(),
         }
     }
@@ -141,6 +144,7 @@ impl Host {
                 outbound: Arc::new(Outbound::new(rules.clone())),
                 postgres: Pools::new(rules.clone(), options.threads, options.max_row_bytes),
                 sqlite: sqlite.clone(),
+                clock_ahead: options.clock_ahead,
                 output: options.output.clone(),
             });
             services.push(Arc::downgrade(&own));
