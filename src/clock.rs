@@ -1,9 +1,12 @@
 //! Time: deadlines for waits, on a coarse clock that costs nothing per token.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::spin::wasip3::clocks::monotonic_clock;
 use crate::spin::wit_bindgen::yield_async;
@@ -21,21 +24,60 @@ pub(crate) async fn sleep(duration: Duration) {
     Monotonic.wait_until(time).await;
 }
 
-/// Runs `work` to its end, and `aside` beside it for as long.
+/// Runs `work` to its end, and `aside` beside it once it `is_due`, for as long and until it is not busy.
 pub(crate) async fn alongside<T>(
     work: impl Future<Output = T>,
     aside: impl Future<Output = ()>,
+    is_due: &Cell<bool>,
+    is_busy: &Cell<bool>,
 ) -> T {
     let mut work = pin!(work);
-    let mut aside = pin!(aside);
-    let mut aside_ended = false;
+    let aside = pin!(aside);
+    let mut aside = Quiet::new(aside);
+    let (mut aside_ended, mut output) = (false, None);
     poll_fn(|cx| {
-        if !aside_ended {
-            aside_ended = aside.as_mut().poll(cx).is_ready();
+        let was_due = is_due.get();
+        if was_due && !aside_ended {
+            aside_ended = Pin::new(&mut aside).poll(cx).is_ready();
         }
-        work.as_mut().poll(cx)
+        if output.is_none()
+            && let Poll::Ready(it) = work.as_mut().poll(cx)
+        {
+            output = Some(it);
+        }
+        if !was_due && is_due.get() {
+            aside_ended = Pin::new(&mut aside).poll(cx).is_ready();
+        }
+        match output.take() {
+            Some(output) if !is_busy.get() => Poll::Ready(output),
+            unfinished => {
+                output = unfinished;
+                Poll::Pending
+            }
+        }
     })
     .await
+}
+
+/// The latest moment that RFC 3339 can write, in microseconds since the Unix epoch.
+const LATEST: i64 = 253_402_300_799_999_999;
+
+/// A time as JSON has it (RFC 3339, UTC, microseconds), of microseconds since the Unix epoch. `None` where it is before
+/// that or after the year 9999, which databases can hold.
+pub(crate) fn rfc3339(time: i64) -> Option<String> {
+    let time = (time <= LATEST)
+        .then(|| u64::try_from(time).ok())
+        .flatten()?;
+    let time = UNIX_EPOCH + Duration::from_micros(time);
+    Some(humantime::format_rfc3339_micros(time).to_string())
+}
+
+/// Microseconds since the Unix epoch.
+pub(crate) fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| {
+        i64::try_from(since.as_micros()).unwrap_or(LATEST)
+    })
 }
 
 /// What a [`Ticker`] needs of a clock: WASI's in the component, a scripted one in unit tests.
@@ -60,11 +102,67 @@ impl Clock for Monotonic {
     }
 
     fn wait_until(&self, time: u64) -> Timer {
-        Box::pin(monotonic_clock::wait_until(time))
+        Box::pin(Quiet::new(Box::pin(monotonic_clock::wait_until(time))))
     }
 
     async fn yield_now(&self) {
         yield_async().await;
+    }
+}
+
+/// A future that is polled when it was woken itself, and not whenever what it waits beside was: to poll one that waits
+/// for the host is a call of the host, and a turn waits thousands of times.
+struct Quiet<F> {
+    future: F,
+    signal: Arc<Signal>,
+    waker: Waker,
+}
+
+/// Whether a future was woken, and whom to wake then.
+struct Signal {
+    is_woken: AtomicBool,
+    parent: Mutex<Waker>,
+}
+
+impl<F> Quiet<F> {
+    fn new(future: F) -> Self {
+        let signal = Arc::new(Signal {
+            is_woken: AtomicBool::new(true),
+            parent: Mutex::new(Waker::noop().clone()),
+        });
+        let waker = signal.clone().into();
+        Self {
+            future,
+            signal,
+            waker,
+        }
+    }
+}
+
+impl<F: Future + Unpin> Future for Quiet<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = &mut *self;
+        this.signal.parent().clone_from(cx.waker());
+        if !this.signal.is_woken.swap(false, Ordering::Relaxed) {
+            return Poll::Pending;
+        }
+        let mut cx = Context::from_waker(&this.waker);
+        Pin::new(&mut this.future).poll(&mut cx)
+    }
+}
+
+impl Signal {
+    fn parent(&self) -> MutexGuard<'_, Waker> {
+        self.parent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Wake for Signal {
+    fn wake(self: Arc<Self>) {
+        self.is_woken.store(true, Ordering::Relaxed);
+        self.parent().wake_by_ref();
     }
 }
 
@@ -214,7 +312,7 @@ pub(crate) mod tests {
     use std::cell::Cell;
     use std::future::pending;
     use std::rc::Rc;
-    use std::task::Waker;
+    use std::sync::atomic::AtomicUsize;
 
     use super::*;
 
@@ -270,6 +368,53 @@ pub(crate) mod tests {
 
         async fn yield_now(&self) {
             self.0.yields.set(self.0.yields.get() + 1);
+        }
+    }
+
+    /// Counts how often it is woken.
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_quiet_future_is_polled_when_it_was_woken_and_wakes_whoever_polled_it_last() {
+        let (polls, waker) = (Cell::new(0), Cell::new(None::<Waker>));
+        let future = pin!(poll_fn(|cx| {
+            polls.set(polls.get() + 1);
+            waker.set(Some(cx.waker().clone()));
+            match polls.get() {
+                2 => Poll::Ready(()),
+                _ => Poll::Pending,
+            }
+        }));
+        let mut quiet = Quiet::new(future);
+        let tasks = [Arc::new(Woken::default()), Arc::new(Woken::default())];
+        let mut poll = |task: &Arc<Woken>| {
+            Pin::new(&mut quiet).poll(&mut Context::from_waker(&task.clone().into()))
+        };
+        for task in [&tasks[0], &tasks[0], &tasks[1]] {
+            assert!(poll(task).is_pending());
+        }
+        assert_eq!(polls.get(), 1);
+        waker.take().unwrap().wake();
+        let woken = tasks.each_ref().map(|task| task.0.load(Ordering::Relaxed));
+        assert_eq!(woken, [0, 1]);
+        assert!(poll(&tasks[1]).is_ready());
+    }
+
+    #[test]
+    fn a_time_that_cannot_be_written_is_none() {
+        let written = |time| super::rfc3339(time);
+        assert_eq!(written(0).as_deref(), Some("1970-01-01T00:00:00.000000Z"));
+        let latest = "9999-12-31T23:59:59.999999Z";
+        assert_eq!(written(super::LATEST).as_deref(), Some(latest));
+        for time in [super::LATEST + 1, i64::MAX, -1, i64::MIN] {
+            assert_eq!(written(time), None, "{time}");
         }
     }
 

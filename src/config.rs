@@ -24,8 +24,8 @@ pub(crate) struct Config {
     pub(crate) completion_whitespace: Whitespace,
     /// What happens to a turn whose client has left.
     pub(crate) on_disconnect: OnDisconnect,
-    /// How long a turn holds its conversation between two renewals; `None` where turns may overlap.
-    pub(crate) lease: Option<Duration>,
+    /// Whether a conversation has one turn at a time.
+    pub(crate) is_exclusive: bool,
     /// Turns that one instance runs at the same time.
     pub(crate) max_concurrent_turns: usize,
     /// What a request may hold.
@@ -54,6 +54,10 @@ pub(crate) struct Timeouts {
     pub(crate) ollama_idle: Duration,
     /// One call of the database, all its tries included.
     pub(crate) database: Duration,
+    /// Between two checkpoints of a running turn.
+    pub(crate) checkpoint_interval: Duration,
+    /// After which a turn that has had no checkpoint counts as left by its host.
+    pub(crate) turn_lease: Duration,
     /// The whole turn, up to the storing of its reply.
     pub(crate) turn: Duration,
 }
@@ -68,6 +72,8 @@ impl Timeouts {
             self.database / 7,
             self.ollama_first_byte,
             self.ollama_idle,
+            // The first checkpoint waits for a tick.
+            self.checkpoint_interval,
             self.turn,
         ]
         .into_iter()
@@ -146,13 +152,12 @@ where
     G: AsyncFn(&'static str) -> Result<String, String>,
 {
     let on_busy = source.get("on_busy", choice::<OnBusy>).await?;
-    let lease = source.get("busy_lease", duration).await?;
     Ok(Config {
         database_url: source.get("database_url", database_url).await?,
         ollama_url: source.get("ollama_url", ollama_url).await?,
         completion_whitespace: source.get("completion_whitespace", choice).await?,
         on_disconnect: source.get("on_disconnect", choice).await?,
-        lease: (on_busy == OnBusy::Reject).then_some(lease),
+        is_exclusive: on_busy == OnBusy::Reject,
         max_concurrent_turns: source.get("max_concurrent_turns", count).await?,
         limits: Limits {
             body_bytes: source.get("max_body_bytes", count).await?,
@@ -169,6 +174,8 @@ where
             ollama_first_byte: source.get("ollama_first_byte_timeout", duration).await?,
             ollama_idle: source.get("ollama_idle_timeout", duration).await?,
             database: source.get("database_timeout", duration).await?,
+            checkpoint_interval: source.get("checkpoint_interval", duration).await?,
+            turn_lease: source.get("turn_lease", duration).await?,
             turn: source.get("turn_timeout", duration).await?,
         },
     })
@@ -448,7 +455,12 @@ pub(crate) mod tests {
     fn the_clock_ticks_often_enough_for_the_shortest_bound() {
         let (config, _) = read_from(&defaults());
         let timeouts = config.ok().unwrap().timeouts;
-        assert_eq!(timeouts.tick(), timeouts.database / 7 / 4);
+        assert_eq!(timeouts.tick(), timeouts.checkpoint_interval / 4);
+        let slow = Timeouts {
+            checkpoint_interval: timeouts.checkpoint_interval * 10,
+            ..timeouts
+        };
+        assert_eq!(slow.tick(), timeouts.database / 7 / 4);
         let short = Timeouts {
             database: Duration::from_millis(10),
             ..timeouts

@@ -96,6 +96,12 @@ pub enum RefusalCode {
     Busy,
     /// The server has no room for another turn.
     Overloaded,
+    /// The key of the request came with another body before.
+    IdempotencyKeyReused,
+    /// The turn of the request's key was deleted.
+    TurnDeleted,
+    /// The message is gone that a page was to end before.
+    CursorGone,
     /// A browser sent it for a page of another origin.
     OriginRefused,
     /// The body did not arrive in time.
@@ -115,7 +121,10 @@ impl RefusalCode {
     /// The status of the answer.
     pub fn status(self) -> StatusCode {
         match self {
-            Self::InvalidRequest => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::InvalidRequest | Self::IdempotencyKeyReused | Self::CursorGone => {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
+            Self::TurnDeleted => StatusCode::GONE,
             Self::BodyBrokeOff => StatusCode::BAD_REQUEST,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
@@ -161,6 +170,12 @@ pub enum Code {
     DatabaseFailed,
     /// The turn took longer than the operator allows.
     TurnTimeout,
+    /// Another attempt has taken the turn over.
+    TurnSuperseded,
+    /// The turn was deleted while it ran.
+    TurnDeleted,
+    /// The host of the attempt that is followed has not been heard of for too long.
+    TurnOrphaned,
 }
 
 impl Code {

@@ -27,6 +27,11 @@ impl Ids {
         Self { time, next: random }
     }
 
+    /// A random number.
+    pub(crate) fn random() -> u128 {
+        u128::from(get_random_u64()) << 64 | u128::from(get_random_u64())
+    }
+
     /// The next id.
     pub(crate) fn take(&mut self) -> Uuid {
         let [a, b, c, d, e, f, g, h] = self.next.to_be_bytes();

@@ -1,17 +1,19 @@
 //! An LLM with a memory behind one URL: a Spin HTTP component.
 //!
 //! `POST /llmchat/` stores a prompt, sends its conversation to Ollama, relays the reply as server-sent
-//! events, and stores it. The modules, from the request to the database:
+//! events, and stores it. Other routes go on with a turn, stop it, ask for another reply, delete, and read: all from
+//! the database, so that any instance of any host can. The modules, from the request to the database:
 //!
 //! | module | its one job | does not know |
 //! | --- | --- | --- |
 //! | [`service`] | which route; checks that all share; a failure becomes an answer | SQL, Ollama |
-//! | [`http`] | bytes in (bounded), answers and event streams out | routes, chat |
+//! | [`api`] | the routes besides the prompt: a turn and a conversation as JSON, stop, deletions | SQL, Ollama |
+//! | [`http`] | paths and bytes in (bounded), answers and event streams out | routes, chat |
 //! | [`request`] | JSON to [`request::ChatRequest`]; all limits on a request | database, Ollama |
 //! | [`idempotency`] | what makes a repeated request the same: its key, and its body's hash | HTTP, database |
-//! | [`turn`] | a stored turn: its order and policy, its lease; the relay while it lasts | SQL, JSON, framing |
+//! | [`turn`] | a stored turn: its order and policy; the relay while it lasts, its checkpoints, those who follow it | SQL, JSON, framing |
 //! | [`ollama`] | the call of Ollama's chat API: URL, headers, body, refusals | database, SSE |
-//! | [`reply`] | the pure path: bytes to lines to events, and the text to store, complete or partial | sockets, clock, Spin |
+//! | [`reply`] | the pure path: bytes to lines to events with ids, the text to store, and what a client has missed of it | sockets, clock, Spin |
 //! | [`store`] | all SQL, and with it the order of a conversation; the port and its two adapters, retries, migrations | HTTP, SSE, Ollama |
 //!
 //! Shared by all: [`conversation`] (the vocabulary, and the JSON of messages), [`error`] (who learns what),
@@ -31,6 +33,7 @@ pub mod reply;
 pub mod request;
 pub mod service;
 
+mod api;
 mod clock;
 mod config;
 mod http;

@@ -34,6 +34,9 @@ pub struct Limits {
     pub history_bytes: usize,
 }
 
+/// Fields for Ollama, byte for byte, in the order in which they came.
+pub type Fields = Vec<(String, Box<RawValue>)>;
+
 /// A valid request.
 #[derive(Debug)]
 pub struct ChatRequest {
@@ -46,7 +49,7 @@ pub struct ChatRequest {
     /// Whether the reply is streamed token by token.
     pub stream: bool,
     /// Every other field (`options`, `format`, `tools`…), for Ollama, byte for byte.
-    pub fields: Vec<(String, Box<RawValue>)>,
+    pub fields: Fields,
 }
 
 /// Why a request is refused.
@@ -71,6 +74,9 @@ pub enum InvalidRequest {
     /// The body is not what it must be: names the field and says what it must be.
     #[error("Deserializing request: {0}")]
     Malformed(String),
+    /// A part of the path or a header is not what it must be: names it, likewise.
+    #[error("Invalid request: {0}")]
+    Head(String),
 }
 
 impl InvalidRequest {
@@ -78,40 +84,30 @@ impl InvalidRequest {
     pub fn of(field: &str, why: impl fmt::Display) -> Self {
         Self::Malformed(format!("{field}: {why}"))
     }
+
+    /// A refusal of a part of the path or a header.
+    pub fn of_head(part: &str, why: impl fmt::Display) -> Self {
+        Self::Head(format!("{part}: {why}"))
+    }
 }
 
 impl ChatRequest {
     /// Parses the body of a request.
     pub fn parse(body: &[u8], limits: &Limits) -> Result<Self, InvalidRequest> {
-        if body.len() > limits.body_bytes {
-            let limit = limits.body_bytes;
-            return Err(InvalidRequest::TooLarge { limit });
-        }
-        let malformed = InvalidRequest::Malformed;
-        // One byte-order mark, as Windows' tools write it.
-        let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
-        if body.trim_ascii().is_empty() {
-            return Err(malformed(
+        let Some(json) = text_of(body, limits)? else {
+            return Err(InvalidRequest::Malformed(
                 "the body is empty: send a JSON object with `appID`, `model` and `messages`".into(),
             ));
-        }
-        let json = std::str::from_utf8(body)
-            .map_err(|error| malformed(format!("the body is not UTF-8: {error}")))?;
-        let mut deserializer = serde_json::Deserializer::from_str(json);
-        let request: Self =
-            serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-                let path = error.path().to_string();
-                let why = error.into_inner();
-                // It ends in `?` where the name of a field broke off.
-                let path = path.strip_suffix('?').unwrap_or(&path);
-                match path.trim_end_matches('.') {
-                    "" => malformed(why.to_string()),
-                    path => InvalidRequest::of(path, why),
-                }
-            })?;
-        deserializer
-            .end()
-            .map_err(|error| malformed(error.to_string()))?;
+        };
+        let request = Members::parse(json)?;
+        let missing = |name: &str| InvalidRequest::Malformed(format!("missing field `{name}`"));
+        let request = Self {
+            app_id: request.app_id.ok_or_else(|| missing("appID"))?,
+            model: request.model.ok_or_else(|| missing("model"))?,
+            messages: request.messages.ok_or_else(|| missing("messages"))?,
+            stream: request.stream.unwrap_or(true),
+            fields: request.fields,
+        };
         let (count, limit) = (request.messages.len(), limits.messages);
         if count > limit {
             return Err(InvalidRequest::of(
@@ -129,8 +125,7 @@ impl ChatRequest {
     /// The bytes of its contents and tools.
     pub fn bytes(&self) -> usize {
         let contents = self.messages.iter().map(|it| it.content.as_str().len());
-        let tools = self.fields.iter().filter(|(name, _)| name == "tools");
-        contents.sum::<usize>() + tools.map(|(_, tools)| tools.get().len()).sum::<usize>()
+        contents.sum::<usize>() + tools_bytes(&self.fields)
     }
 
     /// Whether the past may be left out: where the prompt begins with a reply or a tool's result, or is empty, it
@@ -138,6 +133,126 @@ impl ChatRequest {
     pub fn stands_alone(&self) -> bool {
         let first = self.messages.first();
         first.is_some_and(|message| message.role.may_begin_a_context())
+    }
+}
+
+/// What a turn that is asked again is asked with; what is absent is as it was.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// The model.
+    pub model: Option<String>,
+    /// Whether the reply is streamed token by token.
+    pub stream: Option<bool>,
+    /// Other fields, for Ollama, byte for byte.
+    pub fields: Fields,
+}
+
+impl Changes {
+    /// Parses the body of a request, which may be empty.
+    pub fn parse(body: &[u8], limits: &Limits) -> Result<Self, InvalidRequest> {
+        let Some(json) = text_of(body, limits)? else {
+            return Ok(Self::default());
+        };
+        let changes = Members::parse(json)?;
+        let is_there = [
+            ("appID", changes.app_id.is_some()),
+            ("messages", changes.messages.is_some()),
+        ];
+        if let Some((name, _)) = is_there.into_iter().find(|(_, is_there)| *is_there) {
+            let why = "is what it was when a turn is asked again: leave it out";
+            return Err(InvalidRequest::of(name, why));
+        }
+        Ok(Self {
+            model: changes.model,
+            stream: changes.stream,
+            fields: changes.fields,
+        })
+    }
+
+    /// The fields of a turn, a JSON object, with these instead of those of the same names.
+    pub fn apply_to(self, fields: &str) -> Result<Fields, InvalidRequest> {
+        let mut fields = fields_of(fields)?;
+        for (name, value) in self.fields {
+            match fields.iter_mut().find(|(other, _)| *other == name) {
+                Some((_, before)) => *before = value,
+                None => fields.push((name, value)),
+            }
+        }
+        Ok(fields)
+    }
+}
+
+/// The fields for Ollama as they are stored: a JSON object.
+pub fn fields_json(fields: &[(String, Box<RawValue>)]) -> String {
+    let mut json = String::from("{");
+    for (name, value) in fields {
+        if json.len() > 1 {
+            json.push(',');
+        }
+        // Serialising a string into memory cannot fail.
+        json.push_str(&serde_json::to_string(name).unwrap_or_default());
+        json.push(':');
+        json.push_str(value.get());
+    }
+    json.push('}');
+    json
+}
+
+/// The fields that were stored so.
+pub fn fields_of(json: &str) -> Result<Fields, InvalidRequest> {
+    Ok(Members::parse(json)?.fields)
+}
+
+/// The bytes of the tools among fields for Ollama, which count as what the model is sent.
+pub fn tools_bytes(fields: &[(String, Box<RawValue>)]) -> usize {
+    let tools = fields.iter().filter(|(name, _)| name == "tools");
+    tools.map(|(_, tools)| tools.get().len()).sum()
+}
+
+/// The JSON text of a body; `None` where there is none.
+fn text_of<'a>(body: &'a [u8], limits: &Limits) -> Result<Option<&'a str>, InvalidRequest> {
+    if body.len() > limits.body_bytes {
+        let limit = limits.body_bytes;
+        return Err(InvalidRequest::TooLarge { limit });
+    }
+    // One byte-order mark, as Windows' tools write it.
+    let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
+    if body.trim_ascii().is_empty() {
+        return Ok(None);
+    }
+    let text = std::str::from_utf8(body);
+    text.map(Some)
+        .map_err(|error| InvalidRequest::Malformed(format!("the body is not UTF-8: {error}")))
+}
+
+/// The members of a request, as far as they are there.
+#[derive(Default)]
+struct Members {
+    app_id: Option<AppId>,
+    model: Option<String>,
+    messages: Option<Vec<Message>>,
+    stream: Option<bool>,
+    fields: Fields,
+}
+
+impl Members {
+    fn parse(json: &str) -> Result<Self, InvalidRequest> {
+        let malformed = InvalidRequest::Malformed;
+        let mut deserializer = serde_json::Deserializer::from_str(json);
+        let members = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+            let path = error.path().to_string();
+            let why = error.into_inner();
+            // It ends in `?` where the name of a field broke off.
+            let path = path.strip_suffix('?').unwrap_or(&path);
+            match path.trim_end_matches('.') {
+                "" => malformed(why.to_string()),
+                path => InvalidRequest::of(path, why),
+            }
+        })?;
+        deserializer
+            .end()
+            .map_err(|error| malformed(error.to_string()))?;
+        Ok(members)
     }
 }
 
@@ -156,32 +271,29 @@ fn is_same_to_ollama(name: &str, ours: &str) -> bool {
     folded.eq(ours.chars().map(|c| c.to_ascii_lowercase()))
 }
 
-impl<'de> Deserialize<'de> for ChatRequest {
+impl<'de> Deserialize<'de> for Members {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct RequestVisitor;
+        struct MembersVisitor;
 
-        impl<'de> Visitor<'de> for RequestVisitor {
-            type Value = ChatRequest;
+        impl<'de> Visitor<'de> for MembersVisitor {
+            type Value = Members;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON object with `appID`, `model` and `messages`")
+                f.write_str("a JSON object")
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let (mut app_id, mut model, mut messages, mut stream) = (None, None, None, None);
-                let mut fields = Vec::new();
+                let mut all = Members::default();
                 while let Some(name) = map.next_key::<String>()? {
                     match name.as_str() {
-                        "appID" => once(&mut app_id, "appID", map.next_value()?)?,
-                        "model" => once(&mut model, "model", map.next_value::<Model>()?)?,
+                        "appID" => once(&mut all.app_id, "appID", map.next_value()?)?,
+                        "model" => once(&mut all.model, "model", map.next_value::<Model>()?.0)?,
                         "messages" => {
-                            once(
-                                &mut messages,
-                                "messages",
-                                map.next_value::<Vec<PromptMessage>>()?,
-                            )?;
+                            let messages = map.next_value::<Vec<PromptMessage>>()?;
+                            let messages = messages.into_iter().map(|message| message.0).collect();
+                            once(&mut all.messages, "messages", messages)?;
                         }
-                        "stream" => once(&mut stream, "stream", map.next_value()?)?,
+                        "stream" => once(&mut all.stream, "stream", map.next_value()?)?,
                         other => {
                             let ours = OUR_FIELDS
                                 .iter()
@@ -192,25 +304,15 @@ impl<'de> Deserialize<'de> for ChatRequest {
                                 )));
                             }
                             let value = map.next_value::<Passed>()?.0;
-                            fields.push((name, value));
+                            all.fields.push((name, value));
                         }
                     }
                 }
-                Ok(ChatRequest {
-                    app_id: app_id.ok_or_else(|| de::Error::missing_field("appID"))?,
-                    model: model.ok_or_else(|| de::Error::missing_field("model"))?.0,
-                    messages: messages
-                        .ok_or_else(|| de::Error::missing_field("messages"))?
-                        .into_iter()
-                        .map(|message| message.0)
-                        .collect(),
-                    stream: stream.unwrap_or(true),
-                    fields,
-                })
+                Ok(all)
             }
         }
 
-        deserializer.deserialize_map(RequestVisitor)
+        deserializer.deserialize_map(MembersVisitor)
     }
 }
 
@@ -322,6 +424,41 @@ mod tests {
         r#"{"appID":"a","model":"m","messages":[{"role":"user","content":" hi\n"}]"#;
 
     #[test]
+    fn a_turn_is_asked_again_with_what_changes() {
+        let changes = |body: &str| Changes::parse(body.as_bytes(), &LIMITS);
+        for nothing in ["", " \n", "{}"] {
+            let changes = changes(nothing).unwrap();
+            assert!(
+                changes.model.is_none() && changes.stream.is_none() && changes.fields.is_empty()
+            );
+        }
+        let changed = changes(r#"{"model":"m","options":{"seed":2},"format":"json"}"#).unwrap();
+        assert_eq!(
+            (changed.model.as_deref(), changed.stream),
+            (Some("m"), None)
+        );
+        let fields = changed
+            .apply_to(r#"{"think":true,"options":{"seed" :1}}"#)
+            .unwrap();
+        let fields = fields_json(&fields);
+        assert_eq!(
+            fields,
+            r#"{"think":true,"options":{"seed":2},"format":"json"}"#
+        );
+        for (body, field) in [
+            (r#"{"appID":"a"}"#, "appID"),
+            (r#"{"messages":[]}"#, "messages"),
+            (r#"{"model":""}"#, "model"),
+            (r#"{"Model":"m"}"#, "`Model`"),
+            (r#"[]"#, "a JSON object"),
+            (r#"{"model":"m"}{}"#, "trailing"),
+        ] {
+            let refused = changes(body).expect_err(body).to_string();
+            assert!(refused.contains(field), "{refused}");
+        }
+    }
+
+    #[test]
     fn half_a_request_is_told_without_a_field_that_is_not_there() {
         let whole = r#"{"appID":"a","options":{"seed":1},"messages":[{"role":"user","content":"Hi"}],"model":"m"}"#;
         for end in 1..whole.len() {
@@ -388,7 +525,7 @@ mod tests {
             (String::new(), "the body is empty"),
             ("hello".into(), "expected value"),
             ("{".into(), "EOF"),
-            ("[]".into(), "expected a JSON object with `appID`"),
+            ("[]".into(), "expected a JSON object"),
             (format!("{PROMPT}}} x"), "trailing characters"),
             (r#"{"model":"m","messages":[]}"#.into(), "missing field `appID`"),
             (r#"{"appID":null,"model":"m","messages":[]}"#.into(), "appID: invalid type: null"),

@@ -3,8 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use llmchat::reply::position::Attempt;
 use llmchat::reply::{self, Caps, End, Pipeline, Whitespace};
-use llmchat_fixtures::without_messages;
+use llmchat_fixtures::{without_ids, without_messages};
 
 const CAPS: Caps = Caps {
     line: 1 << 20,
@@ -12,10 +13,14 @@ const CAPS: Caps = Caps {
     stream: usize::MAX,
 };
 
-/// What the client is sent for `chunks`, and what is stored.
-fn relay(chunks: &[&[u8]]) -> (String, String) {
+/// An attempt whose short form is `00000000`.
+const ATTEMPT: u128 = 0;
+
+/// What the client is sent for `chunks`, the ids of the events, and what is stored.
+fn relay(chunks: &[&[u8]]) -> (String, String, String) {
     let mut events = Vec::new();
-    let mut pipeline = Pipeline::new(CAPS, Whitespace::Collapse);
+    let attempt = Some(Attempt::new(ATTEMPT).short());
+    let mut pipeline = Pipeline::new(CAPS, Whitespace::Collapse, attempt);
     let flow = chunks
         .iter()
         .try_for_each(|chunk| pipeline.feed(chunk, &mut events));
@@ -23,9 +28,10 @@ fn relay(chunks: &[&[u8]]) -> (String, String) {
         pipeline.finish(&mut events);
     }
     let outcome = pipeline.end(End::Closed);
-    reply::write_last(&outcome.last, None, &mut events);
-    let stored = outcome.reply.map(|(text, _)| text).unwrap_or_default();
-    (without_messages(str::from_utf8(&events).unwrap()), stored)
+    reply::write_last(&outcome.last, None, attempt, &mut events);
+    let stored = outcome.reply.map(|it| it.message).unwrap_or_default();
+    let (events, ids) = without_ids(str::from_utf8(&events).unwrap());
+    (without_messages(&events), ids, stored)
 }
 
 #[test]
@@ -34,7 +40,7 @@ fn every_fixture_gives_the_same_events_at_every_split_point() {
     assert!(fixtures.len() > 10, "the fixtures are missing");
     for fixture in fixtures {
         let (name, input) = (&fixture.name, &fixture.ndjson);
-        let expected = (fixture.sse, fixture.reply);
+        let expected = (fixture.sse, fixture.ids, fixture.reply);
         for cut in 0..=input.len() {
             let (head, tail) = input.split_at(cut);
             assert_eq!(relay(&[head, tail]), expected, "{name} cut at {cut}");

@@ -9,6 +9,7 @@ use std::ops::ControlFlow;
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{AllocProfiler, Bencher, black_box};
 use llmchat::reply::ndjson::LineSplitter;
+use llmchat::reply::position::{Attempt, Short};
 use llmchat::reply::wire::ChatChunk;
 use llmchat::reply::{Caps, End, Pipeline, Whitespace};
 use ollama_stand_in::wire;
@@ -75,8 +76,18 @@ fn parse(bencher: Bencher<'_, '_>, tokens: &str) {
 /// Splits, parses, transcodes and frames, with a write for each line.
 #[divan::bench(args = ["plain", "escaped"])]
 fn all(bencher: Bencher<'_, '_>, tokens: &str) {
+    relay(bencher, tokens, None);
+}
+
+/// The same with an id for each event.
+#[divan::bench(args = ["plain", "escaped"])]
+fn all_with_ids(bencher: Bencher<'_, '_>, tokens: &str) {
+    relay(bencher, tokens, Some(Attempt::new(0).short()));
+}
+
+fn relay(bencher: Bencher<'_, '_>, tokens: &str, attempt: Option<Short>) {
     bench(bencher, tokens, |lines| {
-        let mut pipeline = Pipeline::new(CAPS, Whitespace::Collapse);
+        let mut pipeline = Pipeline::new(CAPS, Whitespace::Collapse, attempt);
         let mut events = Vec::with_capacity(CHUNK);
         for line in lines {
             let _ = pipeline.feed(black_box(line), &mut events);

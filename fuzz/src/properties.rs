@@ -20,9 +20,10 @@ use llmchat::conversation::{APP_ID_MAX_CHARS, ROLE_MAX_CHARS, ReplyStatus};
 use llmchat::error::Rejection;
 use llmchat::ollama::body::Body;
 use llmchat::reply::ndjson::{Line, LineSplitter};
+use llmchat::reply::position::{Attempt, EventId, LastEventId, Position};
 use llmchat::reply::sse::{self, ErrorData};
 use llmchat::reply::transcode::Transcoder;
-use llmchat::reply::{self, Caps, End, Last, Pipeline, Whitespace};
+use llmchat::reply::{self, Caps, End, Last, Mark, Pipeline, Reply, Whitespace};
 use llmchat::request::{ChatRequest, Limits};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -77,7 +78,7 @@ fn plain_split(input: &[u8], cap: usize) -> Vec<Option<Vec<u8>>> {
 }
 
 /// The whole pipeline: what is sent and stored does not depend on how the input is cut; an
-/// independent parser reads the events back; the stored text is the text shown, and is bounded.
+/// independent parser reads the events back; the stored text is the text shown, and is bounded; ids count it.
 pub fn pipeline(input: &[u8]) {
     for (whitespace, line_cap, reply_cap) in [
         (Whitespace::Collapse, LARGE, LARGE),
@@ -90,7 +91,7 @@ pub fn pipeline(input: &[u8]) {
             assert_eq!(relayed, whole, "depends on the cuts");
         }
         let payloads = payloads(input, line_cap, reply_cap, whitespace);
-        assert_eq!(read(&[&whole.events]), payloads, "not read back");
+        assert_eq!(read(&[whole.events.as_bytes()]), payloads, "not read back");
         whole.check(&payloads, reply_cap, whitespace);
     }
 }
@@ -98,9 +99,13 @@ pub fn pipeline(input: &[u8]) {
 /// The result of relaying a reply.
 #[derive(Debug, PartialEq)]
 struct Relayed {
-    events: Vec<u8>,
-    reply: Option<(String, ReplyStatus)>,
+    events: String,
+    reply: Option<Reply>,
+    /// How much of it the final line has.
+    share: Position,
     last: Last,
+    /// The content, thinking and tool calls of all that it grew by.
+    grown: [String; 3],
 }
 
 fn relay(chunks: &[&[u8]], line_cap: usize, reply_cap: usize, whitespace: Whitespace) -> Relayed {
@@ -110,71 +115,200 @@ fn relay(chunks: &[&[u8]], line_cap: usize, reply_cap: usize, whitespace: Whites
         completion: reply_cap,
         stream: usize::MAX,
     };
-    let mut pipeline = Pipeline::new(caps, whitespace);
-    let flow = chunks
-        .iter()
-        .try_for_each(|chunk| pipeline.feed(chunk, &mut events));
+    let attempt = Some(attempt().short());
+    let mut pipeline = Pipeline::new(caps, whitespace, attempt);
+    let mut grown = [const { String::new() }; 3];
+    let mut mark = Mark::default();
+    let mut grow = |pipeline: &Pipeline| {
+        let growth = pipeline.since(&mark);
+        mark = growth.mark;
+        let [content, thinking, calls] = &mut grown;
+        content.push_str(growth.content);
+        thinking.push_str(growth.thinking);
+        if !calls.is_empty() && !growth.calls.is_empty() {
+            calls.push(',');
+        }
+        calls.push_str(growth.calls);
+        assert_eq!(mark.position.content, content.len());
+        assert_eq!(mark.position.thinking, thinking.len());
+    };
+    let flow = chunks.iter().try_for_each(|chunk| {
+        let flow = pipeline.feed(chunk, &mut events);
+        grow(&pipeline);
+        flow
+    });
     if flow.is_continue() {
         pipeline.finish(&mut events);
+        grow(&pipeline);
     }
     let outcome = pipeline.end(End::Closed);
-    reply::write_last(&outcome.last, None, &mut events);
+    reply::write_last(&outcome.last, None, attempt, &mut events);
     Relayed {
-        events,
+        events: String::from_utf8(events).unwrap(),
         reply: outcome.reply,
+        share: outcome.share,
         last: outcome.last,
+        grown,
     }
+}
+
+fn attempt() -> Attempt {
+    Attempt::new(0)
 }
 
 impl Relayed {
     fn check(&self, payloads: &[(String, String)], reply_cap: usize, whitespace: Whitespace) {
         // The type is spelled out after an error, and nowhere else.
-        let events = str::from_utf8(&self.events).unwrap();
         let mut after_error = false;
-        for event in events.split_terminator("\n\n") {
-            let is_error = event.starts_with("event: error\n");
-            let is_named = event.starts_with("event: message\n");
-            assert_eq!(is_named, after_error && !is_error, "{events}");
+        for event in self.events.split_terminator("\n\n") {
+            let is_error = event.contains("event: error\n");
+            let is_named = event.contains("event: message\n");
+            assert_eq!(is_named, after_error && !is_error, "{}", self.events);
             after_error = is_error;
         }
         let is_done = matches!(self.last, Last::Done { .. });
-        let text = match &self.reply {
-            None => "",
-            Some((text, status)) => {
-                // Partial where a line was left out, or an error came, before the end.
-                let is_whole = payloads.iter().all(|(kind, _)| kind == "message");
-                assert_eq!(*status == ReplyStatus::Complete, is_done && is_whole);
-                assert!(!text.trim().is_empty());
-                text
-            }
+        if let Some(reply) = &self.reply {
+            // Partial where a line was left out, or an error came, before the end.
+            let is_whole = payloads.iter().all(|(kind, _)| kind == "message");
+            assert_eq!(reply.status == ReplyStatus::Complete, is_done && is_whole);
+        }
+        let empty = Reply {
+            message: String::new(),
+            raw: None,
+            thinking: None,
+            calls: None,
+            status: ReplyStatus::Complete,
         };
-        assert!(text.len() <= reply_cap, "stored {} bytes", text.len());
-        assert!(!text.contains('\0'));
+        let stored = self.reply.as_ref().unwrap_or(&empty);
+        let text = &stored.message;
+        let thinking = stored.thinking.as_deref().unwrap_or_default();
+        let calls = stored.calls.as_deref().unwrap_or_default();
+        let bytes = stored.content().len() + thinking.len() + calls.len();
+        assert!(bytes <= reply_cap, "stored {bytes} bytes");
+        assert!(!stored.content().contains('\0') && !thinking.contains('\0'));
         if whitespace == Whitespace::Collapse {
             assert!(!text.contains("  "));
             assert!(text.chars().all(|c| c == ' ' || !c.is_whitespace()));
         }
-        // What a client would show, read from the events by another JSON parser. Ours does not check
-        // all of a line: where this one refuses a line, there is nothing to compare.
-        let shown: Option<String> = payloads
-            .iter()
-            .filter(|(kind, _)| kind == "message")
-            .map(|(_, data)| {
-                let line: Value = serde_json::from_str(data).ok()?;
-                let content = line["message"]["content"].as_str();
-                Some(content.unwrap_or_default().to_owned())
-            })
-            .collect();
-        if let Some(shown) = shown {
-            let expected = match shown.replace('\0', "\u{fffd}").trim() {
-                "" => String::new(),
-                _ => stored_form(&shown, whitespace),
-            };
-            assert_eq!(text, expected, "stored is not what was shown");
+        if self.reply.is_some() {
+            let [content, thought, called] = &self.grown;
+            // Half a character at the end is only then known to be one.
+            for (stored, grown) in [(stored.content(), content), (thinking, thought)] {
+                let rest = stored.strip_prefix(grown.as_str());
+                assert!(matches!(rest, Some("" | "\u{fffd}")), "grew otherwise");
+            }
+            assert_eq!(calls, called);
         }
         for (_, data) in payloads {
             assert!(!data.contains(['\r', '\n', '\u{85}', '\u{2028}', '\u{2029}']));
         }
+        let ids = self.ids(payloads);
+        // What a client would show, read from the events by another JSON parser. Ours does not check
+        // all of a line: where this one refuses a line, there is nothing to compare.
+        let lines: Option<Vec<Value>> = payloads
+            .iter()
+            .filter(|(kind, _)| kind == "message")
+            .map(|(_, data)| serde_json::from_str(data).ok())
+            .collect();
+        let Some(lines) = lines else { return };
+        let shown = |name: &str| -> String {
+            let texts = lines.iter().map(|line| line["message"][name].as_str());
+            texts.map(Option::unwrap_or_default).collect()
+        };
+        let is_blank = |text: &str| text.replace('\0', "\u{fffd}").trim().is_empty();
+        let (content, thought) = (shown("content"), shown("thinking"));
+        let called: Vec<Value> = lines
+            .iter()
+            .filter_map(|line| line["message"]["tool_calls"].as_array())
+            .flatten()
+            .cloned()
+            .collect();
+        let is_nothing = is_blank(&content) && is_blank(&thought) && called.is_empty();
+        assert_eq!(self.reply.is_none(), is_nothing);
+        if is_nothing {
+            return;
+        }
+        let expected = match is_blank(&content) {
+            true => String::new(),
+            false => stored_form(&content, whitespace),
+        };
+        assert_eq!(*text, expected, "stored is not what was shown");
+        assert_eq!(stored.content(), content.replace('\0', "\u{fffd}"));
+        assert_eq!(thinking, thought.replace('\0', "\u{fffd}"));
+        let calls: Vec<Value> = serde_json::from_str(&format!("[{calls}]")).unwrap();
+        assert_eq!(calls, called);
+        // Each id counts its event, and the final line the rest.
+        let end = Position {
+            content: stored.content().len(),
+            thinking: thinking.len(),
+            calls: calls.len(),
+        };
+        let mut before = Position::default();
+        let last = is_done.then_some(end);
+        for (line, now) in lines.iter().zip(ids.into_iter().chain(last)) {
+            let own = now.since(before);
+            let message = &line["message"];
+            for (text, name, range) in [
+                (stored.content(), "content", before.content..now.content),
+                (thinking, "thinking", before.thinking..now.thinking),
+            ] {
+                let shown = message[name].as_str().unwrap_or_default();
+                assert_eq!(text.get(range), Some(&*shown.replace('\0', "\u{fffd}")));
+            }
+            assert_eq!(
+                own.calls,
+                message["tool_calls"].as_array().map_or(0, Vec::len)
+            );
+            if line["done"] == true {
+                assert_eq!(own, self.share);
+            }
+            before = now;
+        }
+        assert_eq!(before, end);
+    }
+
+    /// The positions in the ids of the tokens. They grow, and are in the stored text and between its characters, or a
+    /// byte inside of one that has come in part; errors in mid-stream have none; the last event has the attempt's end.
+    fn ids(&self, payloads: &[(String, String)]) -> Vec<Position> {
+        let mut positions = Vec::new();
+        let events: Vec<&str> = self.events.split_terminator("\n\n").collect();
+        assert_eq!(events.len(), payloads.len());
+        for (i, event) in events.iter().enumerate() {
+            let is_last = i + 1 == events.len() && self.last != Last::Nothing;
+            let id = event
+                .strip_prefix("id: ")
+                .and_then(|it| it.split('\n').next());
+            let id = id.map(|id| LastEventId::read(&[id]));
+            match id {
+                None => assert!(event.starts_with("event: error\n") && !is_last),
+                Some(LastEventId::Id(EventId::End(of))) => {
+                    assert!(is_last && of == attempt().short());
+                }
+                Some(LastEventId::Id(EventId::Token(of, position))) => {
+                    assert!(!is_last && of == attempt().short());
+                    positions.push(position);
+                }
+                Some(other) => panic!("{other:?}"),
+            }
+        }
+        for pair in positions.windows(2) {
+            let (before, after) = (pair[0], pair[1]);
+            assert!(before.content <= after.content && before.thinking <= after.thinking);
+            assert!(before.calls <= after.calls);
+        }
+        if let Some(reply) = &self.reply {
+            let thinking = reply.thinking.as_deref().unwrap_or_default();
+            for position in &positions {
+                for (text, at) in [
+                    (reply.content(), position.content),
+                    (thinking, position.thinking),
+                ] {
+                    let is_between = |at| text.is_char_boundary(at);
+                    assert!(is_between(at) || is_between(at - 1) && at < text.len());
+                }
+            }
+        }
+        positions
     }
 }
 
@@ -202,6 +336,7 @@ fn payloads(
     let mut payloads = Vec::new();
     let mut transcoder = Transcoder::new(whitespace, reply_cap, usize::MAX);
     let mut accept = |line: Line<'_>| {
+        payloads.extend(transcoder.release(&line).map(|event| payload(&event)));
         payloads.extend(transcoder.accept(line).map(|event| payload(&event)));
         match transcoder.is_over() {
             true => ControlFlow::Break(()),

@@ -37,7 +37,8 @@ BEGIN
             (5, 'appid', 'varchar(155)', ARRAY['app_id'])
     ), added (name, types) AS (
         VALUES ('turn_id', ARRAY['uuid']), ('turn_start', ARRAY['timestamptz']), ('seq', ARRAY['int8']),
-            ('status', ARRAY['text', 'varchar']), ('owner', ARRAY['text', 'varchar'])
+            ('status', ARRAY['text', 'varchar']), ('owner', ARRAY['text', 'varchar']),
+            ('raw', ARRAY['text']), ('thinking', ARRAY['text']), ('calls', ARRAY['text'])
     ), found (fault, cure) AS (
         -- A column is missing.
         SELECT format('it has no column `%s`', wanted.name),

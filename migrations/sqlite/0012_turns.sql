@@ -4,7 +4,8 @@ CREATE TABLE IF NOT EXISTS chatts_turns (
     owner      text NOT NULL,
     appid      text NOT NULL,
     turn_id    text NOT NULL,
-    started    integer,                            -- microseconds since the Unix epoch; `turn_start` of its rows; null once it is deleted
+    started    integer,                            -- microseconds since the Unix epoch: `turn_start` of its rows;
+                                                   -- null once it is deleted with them
     key        text,                               -- SHA-256 of the Idempotency-Key, in hexadecimal
     body_hash  text,                               -- of the body that came with the key
     model      text,                               -- this one and the next two ask the model again
@@ -12,7 +13,8 @@ CREATE TABLE IF NOT EXISTS chatts_turns (
     request    text,                               -- the other fields of the request, a JSON object
     reply_id   text,                               -- of the row in `chatts` that the reply is or will be
     attempt    text,                               -- whose outcome this is; null while there is none
-    committed  text,                               -- the last attempt that ended by its own commit, which may be made again
+    committed  text,                               -- the last attempt that ended by its own commit, which may be
+                                                   -- made again
     state      text NOT NULL DEFAULT '',           -- '', 'complete', 'stopped', 'partial', 'failed', 'deleted'
     ended      integer,
     final      text,                               -- the final line as it was sent
@@ -20,13 +22,13 @@ CREATE TABLE IF NOT EXISTS chatts_turns (
     error      text,
     usage      text,                               -- Ollama's metrics, a JSON object
     sent_bytes integer,                            -- what the model was sent for that usage
-    expires    integer,                            -- of a deleted turn: how long its key is remembered
+    expires    integer,                            -- of a deleted turn: how long its key is remembered, 0 without one
     PRIMARY KEY (owner, appid, turn_id)
 );
 -- next
 CREATE UNIQUE INDEX IF NOT EXISTS chatts_turns_key ON chatts_turns (owner, appid, key) WHERE key IS NOT NULL;
 -- next
-CREATE INDEX IF NOT EXISTS chatts_turns_deleted ON chatts_turns (owner, appid) WHERE state = 'deleted';
+CREATE INDEX IF NOT EXISTS chatts_turns_deleted ON chatts_turns (owner, appid, expires) WHERE state = 'deleted';
 -- next
 -- The attempts that run. One whose lease has run out may have died, or may come back.
 CREATE TABLE IF NOT EXISTS chatts_runs (

@@ -42,7 +42,7 @@ SELECT NULL AS owner, NULL AS appid, NULL AS turn_id, NULL AS attempt, NULL AS r
 CREATE TRIGGER IF NOT EXISTS chatts_begin_1_insert INSTEAD OF INSERT ON chatts_begin_1 BEGIN
     DELETE FROM chatts_turns
     WHERE owner = NEW.owner AND appid = NEW.appid AND state = 'deleted'
-        AND expires <= CAST(unixepoch('subsec') * 1000000 AS integer);
+        AND expires <= CAST(unixepoch('subsec') * 1000000 AS integer) AND (started IS NULL OR key IS NOT NULL);
     -- The start of a turn is later than that of every turn before.
     INSERT INTO chatts_turns (owner, appid, turn_id, started, key, body_hash, model, stream, request, reply_id)
     SELECT NEW.owner, NEW.appid, NEW.turn_id,

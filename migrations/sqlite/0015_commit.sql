@@ -8,6 +8,8 @@ CREATE TRIGGER IF NOT EXISTS chatts_commit_1_insert INSTEAD OF INSERT ON chatts_
 WHEN EXISTS (
     SELECT 1 FROM chatts_runs
     WHERE owner = NEW.owner AND appid = NEW.appid AND turn_id = NEW.turn_id AND attempt = NEW.attempt
+        -- What broke off, but was to stop, is to come as stopped.
+        AND NOT (stop AND NEW.state IN ('partial', 'failed'))
 )
 BEGIN
     UPDATE chatts_turns SET committed = NEW.attempt

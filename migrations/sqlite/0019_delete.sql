@@ -6,7 +6,7 @@ CREATE TRIGGER IF NOT EXISTS chatts_mark_deleted_1_insert INSTEAD OF INSERT ON c
     DELETE FROM chatts_runs WHERE owner = NEW.owner AND appid = NEW.appid AND turn_id = NEW.turn_id;
     DELETE FROM chatts_parts WHERE owner = NEW.owner AND appid = NEW.appid AND turn_id = NEW.turn_id;
     UPDATE chatts_turns
-    SET state = 'deleted', expires = CAST(unixepoch('subsec') * 1000000 AS integer) + 86400000000,
+    SET state = 'deleted', expires = iif(key IS NULL, 0, CAST(unixepoch('subsec') * 1000000 AS integer) + 86400000000),
         body_hash = NULL, model = NULL, stream = NULL, request = NULL, reply_id = NULL, attempt = NULL, committed = NULL,
         ended = NULL, final = NULL, code = NULL, error = NULL, usage = NULL, sent_bytes = NULL
     WHERE owner = NEW.owner AND appid = NEW.appid AND turn_id = NEW.turn_id AND state <> 'deleted';
@@ -35,7 +35,7 @@ CREATE TRIGGER IF NOT EXISTS chatts_delete_turn_1_insert INSTEAD OF INSERT ON ch
     );
     DELETE FROM chatts_turns
     WHERE owner = NEW.owner AND appid = NEW.appid AND state = 'deleted' AND started IS NULL
-        AND (key IS NULL OR expires <= CAST(unixepoch('subsec') * 1000000 AS integer));
+        AND expires <= CAST(unixepoch('subsec') * 1000000 AS integer);
 END;
 -- next
 -- Deletes the reply of a turn; src/store/sqlite/delete_reply.sql calls it.
@@ -90,25 +90,27 @@ CREATE TRIGGER IF NOT EXISTS chatts_delete_1_insert INSTEAD OF INSERT ON chatts_
             AND (at, turn, line) >= (NEW.first_at, NEW.first_turn, NEW.first_line)
         ORDER BY at DESC, turn DESC, line DESC LIMIT NEW.most
     );
-    -- When no row is left.
+    -- Only when no row is left; a comparison with null reads nothing.
     INSERT INTO chatts_mark_deleted_1 (owner, appid, turn_id)
     SELECT owner, appid, turn_id FROM chatts_turns
-    WHERE owner = NEW.owner AND appid = NEW.appid AND state <> 'deleted'
-        AND (started, turn_id) >= (NEW.first_at, NEW.first_turn) AND started <= NEW.last_at
-        AND NOT EXISTS (
-            SELECT 1 FROM chatts_lines_1
-            WHERE owner = NEW.owner AND appid = NEW.appid AND at BETWEEN NEW.first_at AND NEW.last_at
-                AND (at, turn, line) >= (NEW.first_at, NEW.first_turn, NEW.first_line)
-        );
+    WHERE owner = (
+            SELECT NEW.owner WHERE NOT EXISTS (
+                SELECT 1 FROM chatts_lines_1
+                WHERE owner = NEW.owner AND appid = NEW.appid AND at BETWEEN NEW.first_at AND NEW.last_at
+                    AND (at, turn, line) >= (NEW.first_at, NEW.first_turn, NEW.first_line)
+            )
+        ) AND appid = NEW.appid
+        AND (started, turn_id) >= (NEW.first_at, NEW.first_turn) AND started <= NEW.last_at AND state <> 'deleted';
     UPDATE chatts_turns SET started = NULL
-    WHERE owner = NEW.owner AND appid = NEW.appid AND state = 'deleted'
-        AND (started, turn_id) >= (NEW.first_at, NEW.first_turn) AND started <= NEW.last_at
-        AND NOT EXISTS (
-            SELECT 1 FROM chatts_lines_1
-            WHERE owner = NEW.owner AND appid = NEW.appid AND at BETWEEN NEW.first_at AND NEW.last_at
-                AND (at, turn, line) >= (NEW.first_at, NEW.first_turn, NEW.first_line)
-        );
+    WHERE owner = (
+            SELECT NEW.owner WHERE NOT EXISTS (
+                SELECT 1 FROM chatts_lines_1
+                WHERE owner = NEW.owner AND appid = NEW.appid AND at BETWEEN NEW.first_at AND NEW.last_at
+                    AND (at, turn, line) >= (NEW.first_at, NEW.first_turn, NEW.first_line)
+            )
+        ) AND appid = NEW.appid
+        AND (started, turn_id) >= (NEW.first_at, NEW.first_turn) AND started <= NEW.last_at AND state = 'deleted';
     DELETE FROM chatts_turns
     WHERE owner = NEW.owner AND appid = NEW.appid AND state = 'deleted' AND started IS NULL
-        AND (key IS NULL OR expires <= CAST(unixepoch('subsec') * 1000000 AS integer));
+        AND expires <= CAST(unixepoch('subsec') * 1000000 AS integer);
 END;

@@ -9,10 +9,6 @@ use crate::spin::wasip3::http::types::{Fields, Method as WasiMethod, Request};
 mod body;
 mod events;
 mod origin;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "no route has a name in its path yet")
-)]
 pub(crate) mod path;
 mod response;
 
@@ -20,14 +16,11 @@ pub(crate) use body::{BodyError, RequestBody};
 #[cfg(test)]
 pub(crate) use events::tests;
 pub(crate) use events::{BodyWriter, EventStream, Sink};
-pub(crate) use response::{event_stream, rejection};
+pub(crate) use response::{event_stream, json, no_content, rejection};
 
-/// A request's method, and its path without the query.
+/// A request's method, and its path with the query.
 pub(crate) fn target(request: &Request) -> (Option<Method>, String) {
-    let mut path = request.get_path_with_query().unwrap_or_default();
-    if let Some(query) = path.find('?') {
-        path.truncate(query);
-    }
+    let path = request.get_path_with_query().unwrap_or_default();
     (method(&request.get_method()), path)
 }
 

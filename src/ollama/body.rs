@@ -13,9 +13,9 @@ pub struct Body {
     head: Vec<u8>,
     /// Messages as JSON objects with commas in between.
     past: Vec<u8>,
-    /// The prompt, after a comma, and what follows.
+    /// Likewise.
+    prompt: Vec<u8>,
     tail: Vec<u8>,
-    has_prompt: bool,
 }
 
 impl Body {
@@ -29,10 +29,9 @@ impl Body {
         let mut head = br#"{"model":"#.to_vec();
         push_str(&mut head, model);
         head.extend_from_slice(br#","messages":["#);
-        let mut tail = b",".to_vec();
-        push_json(&mut tail, prompt);
-        let has_prompt = tail.len() > 1;
-        tail.extend_from_slice(br#"],"stream":"#);
+        let mut messages = Vec::new();
+        push_json(&mut messages, prompt);
+        let mut tail = br#"],"stream":"#.to_vec();
         tail.extend_from_slice(if stream { b"true" } else { b"false" });
         for (name, value) in fields {
             tail.push(b',');
@@ -44,8 +43,8 @@ impl Body {
         Self {
             head,
             past: Vec::new(),
+            prompt: messages,
             tail,
-            has_prompt,
         }
     }
 
@@ -55,22 +54,28 @@ impl Body {
         self
     }
 
+    /// The same with another prompt: JSON objects with commas in between.
+    pub fn with_prompt(mut self, prompt: String) -> Self {
+        self.prompt = prompt.into_bytes();
+        self
+    }
+
     /// Whether there is no message.
     pub fn is_empty(&self) -> bool {
-        self.past.is_empty() && !self.has_prompt
+        self.past.is_empty() && self.prompt.is_empty()
     }
 
     /// The body in one or a few pieces, to be written one after the other.
     pub fn into_pieces(mut self) -> Vec<Vec<u8>> {
-        if self.past.is_empty() || !self.has_prompt {
-            // There are no two messages for the comma to be between.
-            self.tail.remove(0);
+        if !self.past.is_empty() && !self.prompt.is_empty() {
+            self.past.push(b',');
         }
+        self.prompt.append(&mut self.tail);
         if self.past.len() > COPIED_AT_MOST {
-            return vec![self.head, self.past, self.tail];
+            return vec![self.head, self.past, self.prompt];
         }
-        self.head.extend_from_slice(&self.past);
-        self.head.extend_from_slice(&self.tail);
+        self.head.append(&mut self.past);
+        self.head.append(&mut self.prompt);
         vec![self.head]
     }
 }

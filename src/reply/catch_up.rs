@@ -6,7 +6,7 @@
 
 use uuid::Uuid;
 
-use super::kept::{Ending, Kept, Text};
+use super::kept::{Ending, Halves, Kept, Text};
 use super::position::{Attempt, EventId, LastEventId, Position};
 use super::sse::{ErrorData, Event};
 
@@ -55,40 +55,39 @@ impl CatchUp {
             LastEventId::Id(EventId::Token(of, position)) if of == attempt => Some(position),
             LastEventId::Id(_) | LastEventId::Unreadable => None,
         };
+        let is_ahead = |has: Position| has.is_beyond(kept.text.end());
+        if kept.ending == Ending::Running && has.is_some_and(is_ahead) {
+            self.known = kept.text.end();
+            return Progress::Waiting;
+        }
         let is_whole = kept.text.from == Position::default();
         let before_the_line = match kept.ending {
-            Ending::Line(line) => kept.text.before(line),
-            _ => Some((kept.text, None)),
+            // White space alone is not stored, so the text may lack that of the line.
+            Ending::Line(line) => kept
+                .text
+                .before(line)
+                .or(is_whole.then_some((kept.text, Halves::default()))),
+            _ => Some((kept.text, Halves::default())),
         };
-        let missed = match before_the_line {
-            Some((text, half)) => {
-                let end = text.end();
-                if kept.ending == Ending::Running && has.is_some_and(|has| has.is_beyond(end)) {
-                    self.known = end;
-                    return Progress::Waiting;
-                }
-                has.and_then(|has| text.after(has)).map(|it| (it, half))
-            }
-            None => None,
-        };
-        let (missed, half) = match missed {
+        let missed = before_the_line.and_then(|(text, halves)| Some((text.after(has?)?, halves)));
+        let (missed, halves) = match missed {
             Some(missed) => missed,
             None => {
                 self.restart(kept.attempt, events);
-                if !is_whole {
-                    return Progress::Waiting;
+                match before_the_line {
+                    Some(whole) if is_whole => whole,
+                    _ => return Progress::Waiting,
                 }
-                before_the_line.unwrap_or((kept.text, None))
             }
         };
+        // With half a character the client is inside of that, where nobody can go on.
         let mut end = missed.end();
-        if half.is_some() {
-            end.content += char::REPLACEMENT_CHARACTER.len_utf8();
-        }
+        end.content += usize::from(halves.content.is_some());
+        end.thinking += usize::from(halves.thinking.is_some());
         let id = EventId::Token(attempt, end);
-        if !missed.is_empty() || half.is_some() {
+        if !missed.is_empty() || halves != Halves::default() {
             id.write_to(events);
-            self.data(&missed_line(kept, &missed, half), events);
+            self.data(&missed_line(kept, &missed, halves), events);
         }
         self.last = LastEventId::Id(id);
         self.known = end;
@@ -140,35 +139,31 @@ pub fn write_restart(turn: Uuid, attempt: Attempt, events: &mut Vec<u8>) {
 
 /// The last line of a reply that has none of Ollama's.
 pub fn receipt(model: &str, created_at: &str, reason: &str) -> String {
-    let mut line = line(model, created_at, &Text::default(), None);
+    let mut line = line(model, created_at, &Text::default(), Halves::default());
     line.push_str("true,\"done_reason\":");
-    push_text(reason, &mut line);
+    push_text(reason, None, &mut line);
     line.push('}');
     line
 }
 
-fn missed_line(kept: &Kept<'_>, missed: &Text<'_>, half: Option<u16>) -> String {
-    let mut line = line(kept.model, kept.created_at, missed, half);
+fn missed_line(kept: &Kept<'_>, missed: &Text<'_>, halves: Halves) -> String {
+    let mut line = line(kept.model, kept.created_at, missed, halves);
     line.push_str("false}");
     line
 }
 
 /// A line as Ollama writes it, as far as the value of `done`. By hand: serde's derive and `RawValue` would be 5 KiB of
 /// the component (measured).
-fn line(model: &str, created_at: &str, text: &Text<'_>, half: Option<u16>) -> String {
+fn line(model: &str, created_at: &str, text: &Text<'_>, halves: Halves) -> String {
     let mut json = String::from("{\"model\":");
-    push_text(model, &mut json);
+    push_text(model, None, &mut json);
     json.push_str(",\"created_at\":");
-    push_text(created_at, &mut json);
+    push_text(created_at, None, &mut json);
     json.push_str(",\"message\":{\"role\":\"assistant\",\"content\":");
-    push_text(text.content, &mut json);
-    if let Some(half) = half {
-        json.pop();
-        json.push_str(&format!("\\u{half:04x}\""));
-    }
-    if !text.thinking.is_empty() {
+    push_text(text.content, halves.content, &mut json);
+    if !text.thinking.is_empty() || halves.thinking.is_some() {
         json.push_str(",\"thinking\":");
-        push_text(text.thinking, &mut json);
+        push_text(text.thinking, halves.thinking, &mut json);
     }
     if !text.calls.is_empty() {
         json.push_str(",\"tool_calls\":[");
@@ -180,21 +175,30 @@ fn line(model: &str, created_at: &str, text: &Text<'_>, half: Option<u16>) -> St
     json
 }
 
-fn push_text(text: &str, json: &mut String) {
+/// Appends the JSON of a text, which may end with half a character.
+fn push_text(text: &str, half: Option<u16>, json: &mut String) {
     // Serialising into memory cannot fail.
     json.push_str(&serde_json::to_string(text).unwrap_or_default());
+    if let Some(half) = half {
+        json.pop();
+        json.push_str(&format!("\\u{half:04x}\""));
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::borrow::Cow;
     use std::convert::Infallible;
 
     use eventsource_stream::Eventsource;
     use futures_util::{FutureExt, StreamExt, stream};
     use proptest::prelude::*;
+    use serde::Deserialize;
+    use serde_json::value::RawValue;
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::reply::{Caps, End, Mark, Pipeline, Whitespace};
 
     const TURN: Uuid = Uuid::from_u128(0x0199_0000_0000_7000_8000_0000_0000_0001);
     const TIME: &str = "2026-08-01T12:00:00.000000Z";
@@ -273,6 +277,15 @@ mod tests {
         assert_eq!(sent("", &kept).0, last);
         let last = format!("{RESTART}id: 0b5e1f0a.end\nevent: message\ndata: {FINAL}\n\n");
         assert_eq!(sent("0b5e1f0a.1.0.0", &kept).0, last);
+    }
+
+    #[test]
+    fn of_a_blank_reply_there_is_the_final_line() {
+        let line = r#"{"message":{"content":" \n"},"done":true}"#;
+        let last = format!("id: 0b5e1f0a.end\ndata: {line}\n\n");
+        assert_eq!(sent("", &kept("", Ending::Line(line))).0, last);
+        let events = sent("0b5e1f0a.3.0.0", &kept("", Ending::Line(line))).0;
+        assert!(events.starts_with(RESTART), "{events}");
     }
 
     #[test]
@@ -419,10 +432,10 @@ mod tests {
         let line = r#"{"message":{"content":"\ude00"},"done":true}"#;
         let kept = kept("a😀", Ending::Line(line));
         let (events, _) = sent("0b5e1f0a.1.0.0", &kept);
-        assert!(events.starts_with("id: 0b5e1f0a.4.0.0\n"), "{events}");
+        assert!(events.starts_with("id: 0b5e1f0a.2.0.0\n"), "{events}");
         assert!(events.contains(r#""content":"\ud83d"}"#), "{events}");
         // This client has the half.
-        assert!(sent("0b5e1f0a.4.0.0", &kept).0.starts_with(RESTART));
+        assert!(sent("0b5e1f0a.2.0.0", &kept).0.starts_with(RESTART));
     }
 
     /// A piece of a reply, as a line of Ollama's brings it.
@@ -568,6 +581,223 @@ mod tests {
             },
         );
         prop::collection::vec(piece, 0..8)
+    }
+
+    /// The units of UTF-16 of a JSON string, which may end inside a character.
+    fn units(json: &str) -> Vec<u16> {
+        let inside = json
+            .strip_prefix('"')
+            .and_then(|it| it.strip_suffix('"'))
+            .unwrap();
+        let mut units = Vec::new();
+        let mut chars = inside.chars();
+        while let Some(c) = chars.next() {
+            if c != '\\' {
+                units.extend_from_slice(c.encode_utf16(&mut [0; 2]));
+                continue;
+            }
+            units.push(match chars.next().unwrap() {
+                'u' => {
+                    let digits: String = chars.by_ref().take(4).collect();
+                    u16::from_str_radix(&digits, 16).unwrap()
+                }
+                'n' => 10,
+                'r' => 13,
+                't' => 9,
+                'b' => 8,
+                'f' => 12,
+                itself => itself as u16,
+            });
+        }
+        units
+    }
+
+    /// A client that joins texts as JavaScript does.
+    #[derive(Debug, Default)]
+    struct Browser {
+        content: Vec<u16>,
+        thinking: Vec<u16>,
+        calls: Vec<String>,
+        id: String,
+        is_done: bool,
+    }
+
+    impl Browser {
+        fn take(&mut self, events: &[u8]) {
+            #[derive(Deserialize)]
+            struct Line<'a> {
+                #[serde(borrow)]
+                message: Message<'a>,
+                done: bool,
+            }
+            #[derive(Deserialize)]
+            struct Message<'a> {
+                #[serde(borrow)]
+                content: Option<&'a RawValue>,
+                #[serde(borrow)]
+                thinking: Option<&'a RawValue>,
+                #[serde(borrow, default)]
+                tool_calls: Option<Vec<&'a RawValue>>,
+            }
+            let chunks = stream::iter([Ok::<_, Infallible>(events.to_vec())]);
+            for event in chunks
+                .eventsource()
+                .collect::<Vec<_>>()
+                .now_or_never()
+                .unwrap()
+            {
+                let event = event.unwrap();
+                if !event.id.is_empty() {
+                    self.id = event.id;
+                }
+                match event.event.as_str() {
+                    "restart" => {
+                        *self = Self {
+                            id: std::mem::take(&mut self.id),
+                            ..Self::default()
+                        }
+                    }
+                    "message" => {
+                        let line: Line<'_> = serde_json::from_str(&event.data).unwrap();
+                        let text = |json: Option<&RawValue>| {
+                            json.map(|it| units(it.get())).unwrap_or_default()
+                        };
+                        self.content.extend(text(line.message.content));
+                        self.thinking.extend(text(line.message.thinking));
+                        self.calls.extend(
+                            line.message
+                                .tool_calls
+                                .iter()
+                                .flatten()
+                                .map(|it| it.get().to_owned()),
+                        );
+                        self.is_done = line.done;
+                    }
+                    _ => {}
+                }
+            }
+        }
+
+        fn reply(&self) -> (String, String, String) {
+            let text = |units: &[u16]| String::from_utf16_lossy(units).replace('\0', "\u{fffd}");
+            (
+                text(&self.content),
+                text(&self.thinking),
+                self.calls.join(","),
+            )
+        }
+    }
+
+    /// Lines as Ollama may write them: with texts that are cut between any units, calls, and some that are left out.
+    fn lines() -> impl Strategy<Value = Vec<String>> {
+        let text = prop::collection::vec(
+            prop::sample::select(vec![
+                "a", "\\ud83d", "\\ude00", "\\u0000", " ", "\\n", "é", "\\u00e9", "😀", "\\ufffd",
+                "\u{2028}",
+            ]),
+            0..4,
+        );
+        let text = text.prop_map(|parts| parts.concat());
+        let calls = prop::sample::select(vec![
+            "",
+            "",
+            "[]",
+            "null",
+            r#"[{"a" : "},\\""} , {}]"#,
+            "[{}]",
+        ]);
+        let line = (text.clone(), prop_oneof![Just(String::new()), text], calls).prop_map(
+            |(content, thinking, calls)| {
+                let thinking = if thinking.is_empty() {
+                    String::new()
+                } else {
+                    format!(r#","thinking":"{thinking}""#)
+                };
+                let calls = if calls.is_empty() {
+                    String::new()
+                } else {
+                    format!(r#","tool_calls":{calls}"#)
+                };
+                format!(r#"{{"message":{{"content":"{content}"{thinking}{calls}}},"done":false}}"#)
+            },
+        );
+        let line = prop_oneof![8 => line, 1 => Just("left out".to_owned())];
+        prop::collection::vec(line, 1..10)
+    }
+
+    fn pipeline() -> Pipeline {
+        let caps = Caps {
+            line: 1000,
+            completion: 1000,
+            stream: 100_000,
+        };
+        Pipeline::new(caps, Whitespace::Collapse, Some(attempt().short()))
+    }
+
+    proptest! {
+        #[test]
+        fn a_browser_that_is_cut_off_has_in_the_end_what_is_stored(
+            mut lines in lines(),
+            seen in 0usize..10,
+            checkpoint in 0usize..10,
+            is_done: bool,
+        ) {
+            if let Some(last) = lines.last_mut().filter(|_| is_done) {
+                *last = last.replace(r#""done":false"#, r#""done":true"#);
+            }
+            let mut browser = Browser::default();
+            let mut catch_up = None;
+            let mut live = pipeline();
+            let mut marked = None;
+            for (i, line) in lines.iter().enumerate() {
+                if i == seen {
+                    catch_up = Some(CatchUp::new(TURN, read(&browser.id)));
+                }
+                let mut events = Vec::new();
+                let is_over = live.feed(format!("{line}\n").as_bytes(), &mut events).is_break();
+                if i < seen {
+                    browser.take(&events);
+                }
+                // A checkpoint stores no part of the final line.
+                if i == checkpoint && !is_over {
+                    let growth = live.since(&Mark::default());
+                    let texts = [growth.content, growth.thinking, growth.calls];
+                    marked = Some(texts.map(str::to_owned));
+                }
+            }
+            let mut catch_up = catch_up.unwrap_or_else(|| CatchUp::new(TURN, read(&browser.id)));
+            if let Some([content, thinking, calls]) = &marked {
+                let text = Text { from: Position::default(), content, thinking, calls };
+                let mut events = Vec::new();
+                catch_up.send(&Kept { text, ..kept("", Ending::Running) }, &mut events);
+                browser.take(&events);
+            }
+            let outcome = live.end(End::Closed);
+            let final_line = outcome.final_line().map(Cow::into_owned);
+            let ending = match &final_line {
+                Some(line) => Ending::Line(line),
+                None => Ending::Error { text: "x", code: "ollama_ended_early" },
+            };
+            let reply = outcome.reply.as_ref();
+            let text = |text: Option<&String>| text.cloned().unwrap_or_default();
+            let (thinking, calls) = (text(reply.and_then(|it| it.thinking.as_ref())), text(reply.and_then(|it| it.calls.as_ref())));
+            let content = reply.map(|it| it.content()).unwrap_or_default();
+            let stored = Text { from: Position::default(), content, thinking: &thinking, calls: &calls };
+            let from = catch_up.from();
+            let text = stored.after(from).unwrap_or(stored);
+            let mut events = Vec::new();
+            if catch_up.send(&Kept { text, ..kept("", ending) }, &mut events) == Progress::Waiting {
+                let progress = catch_up.send(&Kept { text: stored, ..kept("", ending) }, &mut events);
+                prop_assert_eq!(progress, Progress::Ended);
+            }
+            browser.take(&events);
+            prop_assert_eq!(browser.is_done, final_line.is_some());
+            prop_assert_eq!(&browser.id, "0b5e1f0a.end");
+            // White space alone is not stored.
+            if reply.is_some() {
+                prop_assert_eq!(browser.reply(), (content.to_owned(), thinking, calls));
+            }
+        }
     }
 
     proptest! {

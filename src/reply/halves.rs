@@ -1,15 +1,14 @@
 //! Halves of UTF-16 surrogate pairs in JSON escapes: a server that cuts text by UTF-16 units sends one
 //! character in two lines, `"\ud83d"` and `"\ude00"`. JSON allows that, Rust's strings do not.
 
-use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::wire::Content;
+use super::wire::Fragment;
 
-/// The line with U+FFFD in place of each half without its other half; `None` if there is none.
-pub(super) fn replaced(line: &str) -> Option<String> {
+/// The JSON with U+FFFD in place of each half without its other half; `None` if there is none.
+pub(super) fn replaced(json: &str) -> Option<String> {
     let mut whole = String::new();
-    let mut rest = line;
+    let mut rest = json;
     while let Some(at) = memchr::memchr(b'\\', rest.as_bytes()) {
         let (before, escape) = rest.split_at_checked(at)?;
         let (length, replacement) = match (unit(escape), escape.get(6..).and_then(unit)) {
@@ -24,35 +23,32 @@ pub(super) fn replaced(line: &str) -> Option<String> {
         rest = after;
     }
     whole.push_str(rest);
-    (whole != line).then_some(whole)
+    (whole != json).then_some(whole)
 }
 
-/// Notes which halves the content of `line` begins and ends with; its text has U+FFFD in their places.
-pub(super) fn note(content: &mut Content<'_>, line: &str) {
-    #[derive(Deserialize)]
-    struct Line<'a> {
-        #[serde(borrow)]
-        message: Option<Message<'a>>,
-    }
-    #[derive(Deserialize)]
-    struct Message<'a> {
-        #[serde(borrow)]
-        content: Option<&'a RawValue>,
-    }
-    let raw = serde_json::from_str::<Line<'_>>(line)
-        .ok()
-        .and_then(|line| line.message?.content);
-    let Some(raw) = raw.and_then(|raw| raw.get().strip_prefix('"')?.strip_suffix('"')) else {
-        return;
+/// Reads a JSON string in which there may be halves, and notes those that it begins and ends with.
+pub(super) fn read<'a>(json: Option<&RawValue>) -> Option<Fragment<'a>> {
+    let Some(json) = json.map(RawValue::get) else {
+        return Some(Fragment::default());
     };
+    let whole = replaced(json);
+    let text: String = serde_json::from_str(whole.as_deref().unwrap_or(json)).ok()?;
+    let mut fragment = Fragment::from(text);
+    let inside = json.strip_prefix('"')?.strip_suffix('"')?;
     // That the text has U+FFFD there tells an escape from an escaped backslash, and a half from a pair.
-    if content.text.starts_with(char::REPLACEMENT_CHARACTER) {
-        content.low = unit(raw).filter(|unit| is_low(*unit));
+    if fragment.text.starts_with(char::REPLACEMENT_CHARACTER) {
+        fragment.low = unit(inside).filter(|unit| is_low(*unit));
     }
-    if content.text.ends_with(char::REPLACEMENT_CHARACTER) {
-        let last = raw.len().checked_sub(6).and_then(|at| raw.get(at..));
-        content.high = last.and_then(unit).filter(|unit| is_high(*unit));
+    if fragment.text.ends_with(char::REPLACEMENT_CHARACTER) {
+        let last = inside.len().checked_sub(6).and_then(|at| inside.get(at..));
+        fragment.high = last.and_then(unit).filter(|unit| is_high(*unit));
     }
+    Some(fragment)
+}
+
+/// The character of a pair.
+pub(super) fn joined(high: u16, low: u16) -> Option<char> {
+    char::decode_utf16([high, low]).next()?.ok()
 }
 
 /// The UTF-16 unit that the text begins with an escape of.

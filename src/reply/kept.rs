@@ -3,11 +3,8 @@
 //! The texts are the reply as it was generated, so that positions count their bytes. They only ever grow: what
 //! was stored of a running attempt is the beginning of what is stored in the end. Knows no database.
 
-use serde::Deserialize;
-use serde_json::value::RawValue;
-
 use super::position::{Attempt, EventId, LastEventId, Position};
-use super::wire::{ChatChunk, Content};
+use super::wire::{ChatChunk, Fragment, Piece};
 
 /// An attempt, as far as it is stored.
 #[derive(Debug, Clone, Copy)]
@@ -37,10 +34,19 @@ pub struct Text<'a> {
     pub calls: &'a str,
 }
 
+/// The first halves of characters, as units of UTF-16, that the texts before a final line end with: their second
+/// halves are in that line.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Halves {
+    pub(super) content: Option<u16>,
+    pub(super) thinking: Option<u16>,
+}
+
 /// How an attempt has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending<'a> {
-    /// It is running. What is stored may lag behind what its clients have.
+    /// It is running. What is stored may lag behind what its clients have, and has no part of the final line, which
+    /// would be sent twice.
     Running,
     /// With Ollama's final line, whose own content and calls are part of the text.
     Line(&'a str),
@@ -104,20 +110,28 @@ impl<'a> Text<'a> {
         })
     }
 
-    /// What precedes the final line, and the half of a character that its content then ends with, unless the text
-    /// does not end as the line does.
-    pub(super) fn before(&self, line: &str) -> Option<(Self, Option<u16>)> {
-        let own = Own::of(line);
-        let (content, half) = before(self.content, &own.content)?;
-        let (thinking, _) = before(self.thinking, &own.thinking)?;
-        let calls = self.calls.strip_suffix(&own.calls)?;
+    /// What precedes the final line, unless the text does not end as the line does.
+    pub(super) fn before(&self, line: &str) -> Option<(Self, Halves)> {
+        let own = match ChatChunk::parse(line.as_bytes()) {
+            Ok((_, ChatChunk::Done(own))) => own,
+            _ => Piece::default(),
+        };
+        let mut own_calls = String::new();
+        own.calls.append_to(&mut own_calls);
+        let (content, content_half) = before(self.content, &own.content)?;
+        let (thinking, thinking_half) = before(self.thinking, &own.thinking)?;
+        let calls = self.calls.strip_suffix(&own_calls)?;
         let text = Self {
             content,
             thinking,
             calls: calls.strip_suffix(',').unwrap_or(calls),
             ..*self
         };
-        Some((text, half))
+        let halves = Halves {
+            content: content_half,
+            thinking: thinking_half,
+        };
+        Some((text, halves))
     }
 }
 
@@ -128,7 +142,7 @@ fn rest(text: &str, from: usize, position: usize) -> Option<&str> {
 
 /// What a text has before its last piece. Where the two halves of a character came in two lines, the first of them is
 /// what it ends with then.
-fn before<'a>(text: &'a str, last: &Content<'_>) -> Option<(&'a str, Option<u16>)> {
+fn before<'a>(text: &'a str, last: &Fragment<'_>) -> Option<(&'a str, Option<u16>)> {
     let mut text = text;
     for c in last.text.chars().rev() {
         let stored = if c == '\0' {
@@ -179,46 +193,6 @@ fn after(calls: &str, count: usize) -> Option<&str> {
     };
     let rest = calls.get(ends(calls).nth(before)?..)?;
     Some(rest.strip_prefix(',').unwrap_or(rest))
-}
-
-/// What a final line itself adds to a reply.
-#[derive(Default)]
-struct Own<'a> {
-    content: Content<'a>,
-    thinking: Content<'a>,
-    calls: String,
-}
-
-impl Own<'_> {
-    fn of(line: &str) -> Own<'_> {
-        #[derive(Default, Deserialize)]
-        #[serde(default)]
-        struct Line<'a> {
-            #[serde(borrow)]
-            message: Option<Message<'a>>,
-        }
-        #[derive(Default, Deserialize)]
-        #[serde(default)]
-        struct Message<'a> {
-            thinking: Option<String>,
-            #[serde(borrow)]
-            tool_calls: Option<Vec<&'a RawValue>>,
-        }
-        let Ok((_, ChatChunk::Done { content })) = ChatChunk::parse(line.as_bytes()) else {
-            return Own::default();
-        };
-        let message = serde_json::from_str::<Line>(line)
-            .ok()
-            .and_then(|line| line.message)
-            .unwrap_or_default();
-        let calls = message.tool_calls.unwrap_or_default();
-        let calls: Vec<_> = calls.iter().map(|call| call.get()).collect();
-        Own {
-            content,
-            thinking: message.thinking.unwrap_or_default().into(),
-            calls: calls.join(","),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -295,8 +269,8 @@ mod tests {
                 position(0, 0, 0),
             ),
         ] {
-            let (text, half) = TEXT.before(line).unwrap();
-            assert_eq!((text.end(), half), (left, None), "{line}");
+            let (text, halves) = TEXT.before(line).unwrap();
+            assert_eq!((text.end(), halves), (left, Halves::default()), "{line}");
         }
     }
 
@@ -315,8 +289,8 @@ mod tests {
     #[test]
     fn a_character_in_two_lines_is_cut_into_its_halves() {
         let line = r#"{"message":{"content":"\ude00"},"done":true}"#;
-        let (text, half) = TEXT.before(line).unwrap();
-        assert_eq!((text.content, half), ("aé", Some(0xd83d)));
+        let (text, halves) = TEXT.before(line).unwrap();
+        assert_eq!((text.content, halves.content), ("aé", Some(0xd83d)));
     }
 
     #[test]

@@ -76,6 +76,15 @@ impl Position {
     pub(super) fn is_beyond(self, end: Self) -> bool {
         self.content > end.content || self.thinking > end.thinking || self.calls > end.calls
     }
+
+    /// How much more this is than an earlier position of the same reply.
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            content: self.content.saturating_sub(earlier.content),
+            thinking: self.thinking.saturating_sub(earlier.thinking),
+            calls: self.calls.saturating_sub(earlier.calls),
+        }
+    }
 }
 
 /// The id of an event.

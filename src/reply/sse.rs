@@ -50,6 +50,11 @@ impl<'a> Event<'a> {
         }
     }
 
+    /// Whether it tells a failure.
+    pub fn is_error(&self) -> bool {
+        matches!(self, Self::Error(_))
+    }
+
     /// Appends the framed event to `out`.
     pub fn write_to(&self, out: &mut Vec<u8>) {
         match self {

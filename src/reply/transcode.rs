@@ -1,83 +1,20 @@
 //! The state of one reply: takes Ollama's lines, yields events for the client, and accumulates the
 //! text to be stored. It ends in one [`Outcome`].
 //!
-//! The final event is held back: it is a receipt, to be sent only when the reply is stored. Knows no
-//! sockets and no clock.
+//! The final event is held back: it is a receipt, to be sent only when the reply is stored. So is an error of
+//! Ollama's until another line comes, since it ends most replies. Knows no sockets and no clock.
 
 use std::borrow::Cow;
 
-use strum::{EnumString, VariantNames};
+use strum::IntoStaticStr;
 
+use super::completion::{Completion, Growth, Mark, Reply, TooLong, Whitespace};
 use super::ndjson::Line;
+use super::position::Position;
 use super::sse::{ErrorData, Event};
-use super::wire::{ChatChunk, Content};
+use super::wire::{self, ChatChunk};
 use crate::conversation::ReplyStatus;
 use crate::error::{Code, RelayError};
-
-/// How white space in a completion is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, EnumString, VariantNames)]
-#[strum(serialize_all = "snake_case")]
-pub enum Whitespace {
-    /// Every run of white space (Unicode's property) is stored as one space.
-    Collapse,
-    /// The completion is stored as it was generated.
-    Preserve,
-}
-
-/// The completion so far, as it will be stored.
-#[derive(Debug)]
-struct Completion {
-    text: String,
-    /// The half of a surrogate pair that U+FFFD at the end of `text` stands for, unless the other half comes.
-    half: Option<u16>,
-    whitespace: Whitespace,
-    /// The most bytes that `text` may have.
-    cap: usize,
-}
-
-impl Completion {
-    /// Appends a token, or nothing of it where the token as generated would not fit.
-    fn push(&mut self, content: &Content<'_>) -> Result<(), RelayError> {
-        let mut token = &*content.text;
-        if token.is_empty() {
-            return Ok(());
-        }
-        // Storing only shortens a token, except for NUL: one byte becomes the three of U+FFFD.
-        let nuls = memchr::memchr_iter(0, token.as_bytes()).count();
-        if self.text.len() + token.len() + 2 * nuls > self.cap {
-            return Err(RelayError::new(
-                Code::CompletionTooLong,
-                format!(
-                    "the completion grew over {} bytes, the operator's limit (max_completion_bytes); it ends here",
-                    self.cap
-                ),
-            ));
-        }
-        let joined = self
-            .half
-            .zip(content.low)
-            .and_then(|pair| char::decode_utf16(<[u16; 2]>::from(pair)).next()?.ok());
-        if let Some(joined) = joined {
-            self.text.pop();
-            self.text.push(joined);
-            token = token
-                .strip_prefix(char::REPLACEMENT_CHARACTER)
-                .unwrap_or(token);
-        }
-        self.half = content.high;
-        for c in token.chars() {
-            if c == '\0' {
-                // PostgreSQL's text cannot hold it.
-                self.text.push(char::REPLACEMENT_CHARACTER);
-            } else if self.whitespace == Whitespace::Preserve || !c.is_whitespace() {
-                self.text.push(c);
-            } else if !self.text.ends_with(' ') {
-                self.text.push(' ');
-            }
-        }
-        Ok(())
-    }
-}
 
 /// How the bytes from Ollama ended.
 #[derive(Debug)]
@@ -93,12 +30,53 @@ pub enum End {
 /// What a reply comes to.
 #[derive(Debug, PartialEq)]
 pub struct Outcome {
-    /// The text to be stored, if anything was generated.
-    pub reply: Option<(String, ReplyStatus)>,
+    /// How the attempt ended.
+    pub state: State,
+    /// What is stored, if anything was generated.
+    pub reply: Option<Reply>,
+    /// How much of it the final line itself has: what a client was sent before does not end with that.
+    pub share: Position,
     /// What the client is sent last, once the reply is stored.
     pub last: Last,
     /// The errors that the client was sent in mid-stream: the first of each kind, and how many there were.
     pub told: Vec<(RelayError, usize)>,
+}
+
+impl Outcome {
+    /// The final line, as it is stored.
+    pub fn final_line(&self) -> Option<Cow<'_, str>> {
+        match &self.last {
+            Last::Done { line, .. } => Some(wire::kept(line)),
+            Last::Error(_) | Last::Nothing => None,
+        }
+    }
+
+    /// Why the reply broke off, unless the client left.
+    pub fn error(&self) -> Option<&RelayError> {
+        match &self.last {
+            Last::Error(error) => Some(error),
+            Last::Done { .. } | Last::Nothing => None,
+        }
+    }
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+pub enum State {
+    /// With its final line, although lines may have been left out before, and nothing may have been generated.
+    Complete,
+    /// It broke off, and there is something to store.
+    Partial,
+    /// It broke off, and there is nothing to store.
+    Failed,
+}
+
+impl State {
+    /// As it is stored.
+    pub fn as_str(self) -> &'static str {
+        self.into()
+    }
 }
 
 /// The end of the client's stream.
@@ -121,14 +99,21 @@ pub enum Last {
 #[derive(Debug)]
 pub struct Transcoder {
     completion: Completion,
+    whitespace: Whitespace,
+    /// The most bytes of the completion.
+    cap: usize,
     /// No line has come yet.
     is_first: bool,
     /// The final line, once it has arrived.
     final_line: Option<String>,
+    /// How much of the completion is the final line's.
+    share: Position,
+    /// Ollama's last words, unless another line comes.
+    held: Option<String>,
     /// The errors that the client was sent: the first of each kind, and how many there were. The reply is
     /// not whole then, even if its final line came.
     told: Vec<(RelayError, usize)>,
-    /// The client's last event was an error.
+    /// The client's last event was an error, or `restart`.
     after_error: bool,
     /// The most bytes of events, and how many were sent.
     stream_cap: usize,
@@ -141,14 +126,13 @@ impl Transcoder {
     /// The start of a reply of at most `cap` bytes, in events of at most `stream_cap`.
     pub fn new(whitespace: Whitespace, cap: usize, stream_cap: usize) -> Self {
         Self {
-            completion: Completion {
-                text: String::new(),
-                half: None,
-                whitespace,
-                cap,
-            },
+            completion: Completion::new(cap),
+            whitespace,
+            cap,
             is_first: true,
             final_line: None,
+            share: Position::default(),
+            held: None,
             told: Vec::new(),
             after_error: false,
             stream_cap,
@@ -157,7 +141,20 @@ impl Transcoder {
         }
     }
 
-    /// Takes the next line and returns the event that the client is sent at once, if any.
+    /// The client was told to drop what it has: the next event of data carries its type.
+    pub fn after_restart(&mut self) {
+        self.after_error = true;
+    }
+
+    /// The error that was held back, which the client is sent before the next line: it was not the end.
+    pub fn release(&mut self, next: &Line<'_>) -> Option<Event<'static>> {
+        let text = self.held.take_if(|_| !is_blank(next))?;
+        self.after_error = true;
+        Some(self.tell(Code::OllamaError, text))
+    }
+
+    /// Takes the next line, after [`release`](Self::release), and returns the event that the client is sent at
+    /// once, if any.
     pub fn accept<'a>(&mut self, line: Line<'a>) -> Option<Event<'a>> {
         let event = self.event(line)?;
         self.after_error = matches!(event, Event::Error(_));
@@ -171,25 +168,34 @@ impl Transcoder {
             self.over_limit = Some(RelayError::new(
                 Code::CompletionTooLong,
                 format!(
-                    "the events of the reply reached {} bytes, the operator's limit (max_stream_bytes); it ends here",
+                    "the events of the reply grew over {} bytes, the operator's limit (max_stream_bytes); it ends here",
                     self.stream_cap
                 ),
             ));
         }
     }
 
+    /// How much of the reply the client has with the events so far.
+    pub fn position(&self) -> Position {
+        self.completion.seen()
+    }
+
+    /// What came after `mark`.
+    pub fn since(&self, mark: &Mark) -> Growth<'_> {
+        self.completion.since(mark)
+    }
+
     fn event<'a>(&mut self, line: Line<'a>) -> Option<Event<'a>> {
-        // What stands before Ollama may put one before the body.
-        let bom: &[u8] = match std::mem::take(&mut self.is_first) {
-            true => "\u{feff}".as_bytes(),
-            false => b"",
+        let is_first = std::mem::take(&mut self.is_first);
+        let line = match line {
+            // What stands before Ollama may put one before the body.
+            Line::Whole(line) if is_first => {
+                Line::Whole(line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(line))
+            }
+            other => other,
         };
         let line = match line {
-            Line::Whole(line) => Line::Whole(line.strip_prefix(bom).unwrap_or(line)),
-            Line::TooLong => Line::TooLong,
-        };
-        let line = match line {
-            Line::Whole(line) if line.trim_ascii().is_empty() => return None,
+            blank if is_blank(&blank) => return None,
             Line::Whole(line) => line,
             Line::TooLong => {
                 return Some(self.tell(
@@ -199,17 +205,22 @@ impl Transcoder {
             }
         };
         match ChatChunk::parse(line) {
-            Ok((line, ChatChunk::Token { content })) => {
-                let event = Event::data(line, self.after_error);
-                self.push(&content).then_some(event)
-            }
-            Ok((line, ChatChunk::Done { content })) => {
-                if self.push(&content) {
+            Ok((line, ChatChunk::Token(piece))) => match self.completion.push(&piece) {
+                Ok(()) => Some(Event::data(line, self.after_error)),
+                Err(TooLong) => self.end_at_cap(),
+            },
+            Ok((line, ChatChunk::Done(piece))) => match self.completion.push_last(&piece) {
+                Ok(before) => {
+                    self.share = self.completion.position().since(before);
                     self.final_line = Some(line.to_owned());
+                    None
                 }
+                Err(TooLong) => self.end_at_cap(),
+            },
+            Ok((_, ChatChunk::Error { text })) => {
+                self.held = Some(text);
                 None
             }
-            Ok((_, ChatChunk::Error { text })) => Some(self.tell(Code::OllamaError, text)),
             Err(not_a_chunk) => Some(self.tell(Code::InvalidLine, not_a_chunk.text())),
         }
     }
@@ -222,19 +233,18 @@ impl Transcoder {
     /// Ends the reply: what to store, and what to send last.
     pub fn end(self, end: End) -> Outcome {
         let is_whole = self.told.is_empty();
-        // The end of the stream is not another error then.
-        let has_failed = self
-            .told
-            .iter()
-            .any(|(error, _)| error.code == Code::OllamaError);
         let after_error = self.after_error;
         let done = |line| Last::Done { line, after_error };
-        let (status, last) = match (self.final_line, self.over_limit, end) {
+        // After an error of Ollama's, the end of the stream is not another one.
+        let held = self
+            .held
+            .map(|text| RelayError::new(Code::OllamaError, text));
+        let (status, last) = match (self.final_line, self.over_limit.or(held), end) {
             (Some(line), _, _) if is_whole => (ReplyStatus::Complete, done(line)),
             (Some(line), _, _) => (ReplyStatus::Partial, done(line)),
-            (None, Some(error), _) => (ReplyStatus::Partial, Last::Error(error)),
-            (None, None, _) if has_failed => (ReplyStatus::Partial, Last::Nothing),
-            (None, None, End::Failed(error)) => (ReplyStatus::Partial, Last::Error(error)),
+            (None, Some(error), _) | (None, None, End::Failed(error)) => {
+                (ReplyStatus::Partial, Last::Error(error))
+            }
             (None, None, End::ClientLeft) => (ReplyStatus::Partial, Last::Nothing),
             (None, None, End::Closed) => (
                 ReplyStatus::Partial,
@@ -244,10 +254,16 @@ impl Transcoder {
                 )),
             ),
         };
-        let text = self.completion.text;
+        let reply = self.completion.into_reply(self.whitespace, status);
+        let state = match (&last, &reply) {
+            (Last::Done { .. }, _) => State::Complete,
+            (_, Some(_)) => State::Partial,
+            (_, None) => State::Failed,
+        };
         Outcome {
-            // White space alone says nothing, and a model that is shown it again tends to repeat it.
-            reply: (!text.trim().is_empty()).then_some((text, status)),
+            state,
+            reply,
+            share: self.share,
             last,
             told: self.told,
         }
@@ -268,16 +284,21 @@ impl Transcoder {
         event
     }
 
-    /// Appends to the completion, or ends the reply where it does not fit; whether it did.
-    fn push(&mut self, content: &Content<'_>) -> bool {
-        match self.completion.push(content) {
-            Ok(()) => true,
-            Err(over_limit) => {
-                self.over_limit = Some(over_limit);
-                false
-            }
-        }
+    /// Ends the reply before a line that does not fit.
+    fn end_at_cap<'a>(&mut self) -> Option<Event<'a>> {
+        self.over_limit = Some(RelayError::new(
+            Code::CompletionTooLong,
+            format!(
+                "the completion, with its thinking and tool calls, grew over {} bytes, the operator's limit (max_completion_bytes); it ends here",
+                self.cap
+            ),
+        ));
+        None
     }
+}
+
+fn is_blank(line: &Line<'_>) -> bool {
+    matches!(line, Line::Whole(line) if line.trim_ascii().is_empty())
 }
 
 #[cfg(test)]
@@ -285,17 +306,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn stored(tokens: &[&str], whitespace: Whitespace) -> String {
-        let mut completion = Completion {
-            text: String::new(),
-            half: None,
-            whitespace,
-            cap: usize::MAX,
-        };
-        for token in tokens {
-            completion.push(&Content::from(*token)).unwrap();
-        }
-        completion.text
+    /// What is stored of a content.
+    fn content(outcome: &Outcome) -> Option<(&str, ReplyStatus)> {
+        let reply = outcome.reply.as_ref()?;
+        Some((&reply.message, reply.status))
     }
 
     fn transcoder() -> Transcoder {
@@ -304,19 +318,6 @@ mod tests {
 
     const TOKEN: &[u8] = br#"{"message":{"content":"hi"},"done":false}"#;
     const DONE: &[u8] = br#"{"message":{"content":""},"done":true}"#;
-
-    #[test]
-    fn white_space_collapses_across_tokens() {
-        let tokens = ["a \n", "\t b", "\u{3000}", "c\n"];
-        assert_eq!(stored(&tokens, Whitespace::Collapse), "a b c ");
-        assert_eq!(stored(&tokens, Whitespace::Preserve), "a \n\t b\u{3000}c\n");
-    }
-
-    #[test]
-    fn a_nul_is_stored_as_the_replacement_character() {
-        assert_eq!(stored(&["a\0b"], Whitespace::Collapse), "a\u{fffd}b");
-        assert_eq!(stored(&["a\0b"], Whitespace::Preserve), "a\u{fffd}b");
-    }
 
     #[test]
     fn a_stream_over_its_cap_ends_after_the_event_that_reached_it() {
@@ -328,10 +329,7 @@ mod tests {
         }
         assert!(reply.is_over());
         let outcome = reply.end(End::Closed);
-        assert_eq!(
-            outcome.reply,
-            Some(("hihi".to_owned(), ReplyStatus::Partial))
-        );
+        assert_eq!(content(&outcome), Some(("hihi", ReplyStatus::Partial)));
         let Last::Error(error) = outcome.last else {
             panic!("no error")
         };
@@ -349,7 +347,7 @@ mod tests {
         assert!(reply.accept(Line::Whole(DONE)).is_none());
         assert!(reply.is_over());
         let outcome = reply.end(End::Closed);
-        assert_eq!(outcome.reply, Some(("hi".into(), ReplyStatus::Complete)));
+        assert_eq!(content(&outcome), Some(("hi", ReplyStatus::Complete)));
         assert_eq!(
             outcome.last,
             Last::Done {
@@ -370,10 +368,15 @@ mod tests {
             (TOKEN, false),
             (br#"{"error":"boom"}"#, false),
             (b"", false),
+            (TOKEN, true),
+            (br#"{"error":"boom"}"#, false),
         ] {
-            let event = reply.accept(Line::Whole(line));
+            let line = Line::Whole(line);
+            reply.release(&line);
+            let event = reply.accept(line);
             assert_eq!(matches!(event, Some(Event::DataAfterError(_))), is_named);
         }
+        reply.release(&Line::Whole(DONE));
         reply.accept(Line::Whole(DONE));
         let last = reply.end(End::Closed).last;
         assert!(matches!(
@@ -406,11 +409,17 @@ mod tests {
     fn of_many_errors_in_mid_stream_the_first_of_each_kind_is_kept_and_their_number() {
         let mut reply = transcoder();
         for _ in 0..1000 {
-            reply.accept(Line::Whole(b"<html>"));
-            reply.accept(Line::Whole(br#"{"error":"boom"}"#));
-            reply.accept(Line::TooLong);
-            reply.accept(Line::Whole(br#"{"error":"again"}"#));
+            for line in [
+                Line::Whole(b"<html>"),
+                Line::Whole(br#"{"error":"boom"}"#),
+                Line::TooLong,
+                Line::Whole(br#"{"error":"again"}"#),
+            ] {
+                reply.release(&line);
+                reply.accept(line);
+            }
         }
+        reply.release(&Line::TooLong);
         let told = reply.end(End::Closed).told;
         let told: Vec<_> = told.iter().map(|(error, n)| (error.code, *n)).collect();
         let expected = [
@@ -426,7 +435,7 @@ mod tests {
         let mut reply = transcoder();
         reply.accept(Line::Whole(TOKEN));
         let outcome = reply.end(End::Closed);
-        assert_eq!(outcome.reply, Some(("hi".into(), ReplyStatus::Partial)));
+        assert_eq!(content(&outcome), Some(("hi", ReplyStatus::Partial)));
         assert!(matches!(
             outcome.last,
             Last::Error(RelayError {
@@ -448,9 +457,10 @@ mod tests {
             let mut reply = transcoder();
             reply.accept(Line::Whole(TOKEN));
             reply.accept(left_out);
+            reply.release(&Line::Whole(DONE));
             reply.accept(Line::Whole(DONE));
             let outcome = reply.end(End::Closed);
-            assert_eq!(outcome.reply, Some(("hi".into(), ReplyStatus::Partial)));
+            assert_eq!(content(&outcome), Some(("hi", ReplyStatus::Partial)));
             assert!(matches!(outcome.last, Last::Done { .. }));
         }
     }
@@ -469,12 +479,34 @@ mod tests {
     }
 
     #[test]
-    fn after_an_error_line_the_end_is_no_second_error() {
+    fn an_error_line_at_the_end_is_the_last_event_whatever_ends_the_stream() {
+        let broken = || End::Failed(RelayError::new(Code::OllamaBrokeOff, "broken"));
+        for end in [End::Closed, broken(), End::ClientLeft] {
+            let mut reply = transcoder();
+            for line in [br#"{"error":"boom"}"#.as_slice(), b" "] {
+                let line = Line::Whole(line);
+                assert!(reply.release(&line).is_none() && reply.accept(line).is_none());
+            }
+            assert!(!reply.is_over());
+            let outcome = reply.end(end);
+            let boom = Last::Error(RelayError::new(Code::OllamaError, "boom"));
+            assert_eq!((outcome.reply, outcome.last), (None, boom));
+            assert_eq!(outcome.told, []);
+        }
+    }
+
+    #[test]
+    fn an_error_line_before_another_line_is_told_before_that() {
         let mut reply = transcoder();
         reply.accept(Line::Whole(br#"{"error":"boom"}"#));
-        assert!(!reply.is_over());
+        let Some(Event::Error(error)) = reply.release(&Line::Whole(TOKEN)) else {
+            panic!("no error")
+        };
+        assert_eq!((&*error.error, error.code), ("boom", "ollama_error"));
+        assert!(reply.release(&Line::Whole(TOKEN)).is_none());
         let outcome = reply.end(End::Closed);
-        assert_eq!((outcome.reply, outcome.last), (None, Last::Nothing));
+        assert_eq!(outcome.error().unwrap().code, Code::OllamaEndedEarly);
+        assert_eq!(outcome.told.len(), 1);
     }
 
     #[test]
@@ -484,7 +516,7 @@ mod tests {
         assert!(reply.accept(Line::Whole(TOKEN)).is_none());
         assert!(reply.is_over());
         let outcome = reply.end(End::Closed);
-        assert_eq!(outcome.reply, Some(("hi".into(), ReplyStatus::Partial)));
+        assert_eq!(content(&outcome), Some(("hi", ReplyStatus::Partial)));
         assert!(matches!(
             outcome.last,
             Last::Error(RelayError {
@@ -492,6 +524,52 @@ mod tests {
                 ..
             })
         ));
+    }
+
+    #[test]
+    fn the_outcome_says_how_the_attempt_ended_and_what_its_final_line_has() {
+        const THOUGHT: &[u8] = br#"{"message":{"content":"","thinking":"hm"},"done":false}"#;
+        const CALL: &[u8] = br#"{"message":{"content":"!","tool_calls":[{}]},"done":true}"#;
+        let boom: &[u8] = br#"{"error":"boom"}"#;
+        let ended_early = Some(Code::OllamaEndedEarly);
+        for (lines, state, has_reply, error, share) in [
+            (&[DONE][..], State::Complete, false, None, (0, 0)),
+            (
+                &[TOKEN, b"<html>", DONE],
+                State::Complete,
+                true,
+                None,
+                (0, 0),
+            ),
+            (&[THOUGHT, CALL], State::Complete, true, None, (1, 1)),
+            (&[THOUGHT], State::Partial, true, ended_early, (0, 0)),
+            (
+                &[TOKEN, boom],
+                State::Partial,
+                true,
+                Some(Code::OllamaError),
+                (0, 0),
+            ),
+            (
+                &[boom],
+                State::Failed,
+                false,
+                Some(Code::OllamaError),
+                (0, 0),
+            ),
+            (&[], State::Failed, false, ended_early, (0, 0)),
+        ] {
+            let mut reply = transcoder();
+            for line in lines {
+                reply.accept(Line::Whole(line));
+            }
+            let outcome = reply.end(End::Closed);
+            assert_eq!(outcome.state, state);
+            assert_eq!(outcome.reply.is_some(), has_reply);
+            assert_eq!(outcome.error().map(|it| it.code), error);
+            assert_eq!(outcome.final_line().is_some(), state == State::Complete);
+            assert_eq!((outcome.share.content, outcome.share.calls), share);
+        }
     }
 
     #[test]
@@ -515,7 +593,7 @@ mod tests {
             }
             reply.accept(Line::Whole(DONE));
             let outcome = reply.end(End::Closed);
-            assert_eq!(outcome.reply, Some((whole.into(), ReplyStatus::Complete)));
+            assert_eq!(content(&outcome), Some((whole, ReplyStatus::Complete)));
         }
     }
 
@@ -540,26 +618,7 @@ mod tests {
             }
             reply.accept(Line::Whole(DONE));
             let outcome = reply.end(End::Closed);
-            prop_assert_eq!(outcome.reply, Some((text, ReplyStatus::Complete)));
-        }
-
-        #[test]
-        fn the_stored_text_does_not_depend_on_the_tokens(
-            text in "[a \\n\u{a0}\u{fffd}é\\x00]{0,40}",
-            cuts in prop::collection::vec(0usize..40, 0..8),
-        ) {
-            let mut tokens = Vec::new();
-            let mut rest = text.as_str();
-            for cut in cuts {
-                let cut = (0..=cut.min(rest.len())).rev().find(|&at| rest.is_char_boundary(at)).unwrap();
-                let (token, after) = rest.split_at(cut);
-                tokens.push(token);
-                rest = after;
-            }
-            tokens.push(rest);
-            for whitespace in [Whitespace::Collapse, Whitespace::Preserve] {
-                prop_assert_eq!(stored(&tokens, whitespace), stored(&[&text], whitespace));
-            }
+            prop_assert_eq!(content(&outcome), Some((&*text, ReplyStatus::Complete)));
         }
     }
 }

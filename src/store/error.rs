@@ -17,7 +17,7 @@ pub(crate) enum Kind {
     /// The table is missing or old: migrate and try again.
     #[error("the schema is missing or old")]
     Schema,
-    /// The database's role may not create or change the table.
+    /// The database's role may not create, change or use a table or a function.
     #[error("the role lacks a right")]
     NotAllowed,
     /// A value does not fit into its column (an older table's may be narrower).
@@ -59,11 +59,16 @@ impl StoreError {
         )
     }
 
+    /// Whether the same call would fail in the same way.
+    pub(crate) fn is_final(&self) -> bool {
+        !matches!(self.kind, Kind::Unavailable | Kind::ReadOnly)
+    }
+
     /// What the client may learn: which part failed, and who can do what.
     pub(crate) fn for_client(&self) -> &str {
         match self.kind {
             Kind::NotAllowed => {
-                "The database's role may not create or change the table `chatts`: apply the files in `migrations/` with a role that may."
+                "The database's role may not create, change or use the tables and functions: with one that may, apply the files in `migrations/postgres/`, in order, and run, with the name of the first: GRANT SELECT, INSERT, UPDATE, DELETE ON chatts, chatts_turns, chatts_runs, chatts_parts TO …;"
             }
             Kind::Unusable => &self.why,
             Kind::Tls => {

@@ -1,33 +1,45 @@
 //! The conversation's memory: one port, two databases.
 //!
 //! [`Database`] is the port; the adapters `postgres/` and `sqlite/` differ in their SQL, which lies beside
-//! them in `.sql` files. All use of Spin's database interfaces is below this module. A turn makes two
-//! calls: [`Database::begin_turn`] before Ollama is asked, and [`Database::commit_reply`] after. Both are
-//! idempotent, since every id is chosen before the first try: a try whose answer was lost is simply made
-//! again. No PostgreSQL connection is held in between, while tokens stream.
+//! them in `.sql` files and in the migrations' functions, views and triggers. All use of Spin's database interfaces is
+//! below this module. A turn makes two calls: [`Database::begin`] before Ollama is asked, and [`Database::commit`]
+//! after; an instance makes one more each `checkpoint_interval` for all turns that it runs, and one for all that it
+//! follows. All are idempotent, since every id is chosen before the first try: a try whose answer was lost is simply
+//! made again. No PostgreSQL connection is held in between, while tokens stream.
 //!
 //! A conversation is ordered by turn, then by row: all rows of a turn carry its id and its start (by the
 //! database's clock, and later than every start that was there), so that two prompts at once cannot end as
-//! prompt, prompt, reply, reply. Where turns must not even overlap, one holds a lease on its conversation,
-//! which expires if the turn's host is gone.
+//! prompt, prompt, reply, reply.
+//!
+//! | table | holds |
+//! | --- | --- |
+//! | `chatts` | the messages, as older servers have them and with a few columns more |
+//! | `chatts_turns` | for each turn the outcome of the attempt that stands, and what its key was |
+//! | `chatts_runs` | a row for each attempt while it runs: its lease, how much of it is stored, whether it is to stop |
+//! | `chatts_parts` | what running attempts generated so far, a row for each checkpoint |
+//!
+//! An attempt is a fence: whoever checkpoints or commits names it, and does nothing once its run is another's or gone.
+//! An expired lease ends nothing; only a take-over does.
 
 #![cfg_attr(
     not(feature = "sqlite"),
     expect(dead_code, reason = "what only the other adapter uses")
 )]
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use uuid::Uuid;
 
 use crate::clock::Ticker;
-use crate::conversation::{AppId, Context, Message, ReplyStatus};
-use crate::ids::Ids;
+use crate::conversation::AppId;
+use crate::reply::position::Attempt;
 use postgres::Postgres;
 use retry::Bounds;
 #[cfg(feature = "sqlite")]
 use sqlite::Sqlite;
 
+mod cells;
 mod error;
 mod phrases;
 mod postgres;
@@ -36,24 +48,14 @@ mod rows;
 mod schema;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+mod turns;
 
 pub(crate) use error::{Kind, StoreError};
+pub(crate) use turns::*;
 
 /// Messages of the past that a model is sent at most, however short they are: each takes some of the bytes that
 /// are sent, and some tokens of the model's window.
 const PAST_MESSAGES_MAX: i64 = 65_536;
-
-/// A turn to begin.
-#[derive(Debug)]
-pub(crate) struct NewTurn {
-    /// What precedes the prompt.
-    pub(crate) window: Window,
-    /// The prompt's messages, each with the id of its row.
-    pub(crate) prompt: Vec<(Uuid, Message)>,
-    /// How long the turn holds its conversation unless the lease is renewed; `None` where turns may
-    /// overlap.
-    pub(crate) lease: Option<Duration>,
-}
 
 /// What precedes a prompt: as much of its conversation as fits.
 #[derive(Debug, Clone)]
@@ -67,88 +69,6 @@ pub(crate) struct Window {
     pub(crate) stands_alone: bool,
     /// Bytes that a model is sent, the prompt's included.
     pub(crate) max_bytes: usize,
-}
-
-impl NewTurn {
-    /// A turn with the next of `ids`.
-    pub(crate) fn new(
-        ids: &mut Ids,
-        window: Window,
-        prompt: Vec<Message>,
-        lease: Option<Duration>,
-    ) -> Self {
-        let prompt = prompt.into_iter().map(|message| (ids.take(), message));
-        Self {
-            window,
-            prompt: prompt.collect(),
-            lease,
-        }
-    }
-}
-
-/// Whether a turn began.
-#[derive(Debug)]
-pub(crate) enum Begun {
-    /// The prompt is stored.
-    Started(Started),
-    /// Another turn holds the conversation's lease; nothing is stored.
-    Busy,
-    /// What may not be left out is more than the model is sent; nothing is stored.
-    TooLarge,
-}
-
-/// A turn that has begun.
-#[derive(Debug)]
-pub(crate) struct Started {
-    pub(crate) start: TurnStart,
-    pub(crate) context: Context,
-    /// What precedes the prompt, as JSON objects with commas in between. `None` where it is larger than was
-    /// asked for: [`Database::read_past`] returns it.
-    pub(crate) past: Option<String>,
-}
-
-impl Started {
-    /// From the columns of either database. `None` where `bytes` is: what may not be left out does not fit.
-    fn new(
-        window: &Window,
-        start: i64,
-        turns: i64,
-        bytes: Option<i64>,
-        is_cut: bool,
-        past: Option<String>,
-    ) -> Option<Self> {
-        let bytes = u64::try_from(bytes?).unwrap_or_default();
-        let nothing = || (bytes <= window.prompt_bytes as u64 && turns <= 1).then(String::new);
-        Some(Self {
-            start: TurnStart(start),
-            context: Context {
-                turns: u64::try_from(turns).unwrap_or_default(),
-                bytes,
-                is_cut,
-            },
-            past: past.or_else(nothing),
-        })
-    }
-}
-
-/// When a turn began, by the database's clock: microseconds since the Unix epoch. Later than the start of
-/// every turn that its conversation had.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct TurnStart(pub(crate) i64);
-
-/// A reply to be stored.
-#[derive(Debug)]
-pub(crate) struct Reply {
-    /// The id of its row.
-    pub(crate) id: Uuid,
-    pub(crate) turn: Uuid,
-    /// When the turn began.
-    pub(crate) start: TurnStart,
-    pub(crate) app_id: AppId,
-    pub(crate) text: String,
-    pub(crate) status: ReplyStatus,
-    /// Whether the turn holds a lease, which is to end with it.
-    pub(crate) leased: bool,
 }
 
 /// The database of this server.
@@ -187,8 +107,20 @@ impl Database {
         &self,
         ticker: &mut Ticker,
         limit: Duration,
-        mut call: impl AsyncFnMut(&Self) -> Result<T, StoreError>,
+        call: impl AsyncFnMut(&Self) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
+        let mut noted = Noted { call, output: None };
+        self.retry_any(ticker, limit, &mut noted).await?;
+        noted.output.ok_or_else(StoreError::unexpected_row)
+    }
+
+    /// One for all calls, since it is large: a copy for each would be a tenth of the component (measured).
+    async fn retry_any(
+        &self,
+        ticker: &mut Ticker,
+        limit: Duration,
+        call: &mut dyn AnyCall,
+    ) -> Result<(), StoreError> {
         let bounds = match self {
             Self::Postgres(_) => Bounds::several(limit),
             #[cfg(feature = "sqlite")]
@@ -199,8 +131,8 @@ impl Database {
             Some(other) => other.migrate().await,
         };
         let call = async |unusable| match self.other_pool(unusable) {
-            None => call(self).await,
-            Some(other) => call(&other).await,
+            None => call.make(self).await,
+            Some(other) => call.make(&other).await,
         };
         retry::within(ticker, bounds, migrate, call).await
     }
@@ -217,42 +149,109 @@ impl Database {
         call!(self, migrate())
     }
 
-    /// Stores the prompt, and reads what precedes it if that has at most `at_once` bytes.
-    pub(crate) async fn begin_turn(
+    /// Begins a turn or, where its key is known, another attempt of it, unless one runs or it has ended. Reads what
+    /// precedes it if that has at most `at_once` bytes.
+    pub(crate) async fn begin(&self, new: &NewTurn, at_once: usize) -> Result<Begun, StoreError> {
+        call!(self, begin(new, at_once))
+    }
+
+    /// Begins another attempt of a turn, with what is `asked` instead of what was before.
+    pub(crate) async fn begin_again(
         &self,
-        turn: &NewTurn,
+        name: &TurnName,
+        asked: &Asked,
+        attempt: &NewAttempt,
+        max_bytes: usize,
         at_once: usize,
     ) -> Result<Begun, StoreError> {
-        call!(self, begin_turn(turn, at_once))
+        call!(self, begin_again(name, asked, attempt, max_bytes, at_once))
     }
 
     /// Reads what precedes a turn that has begun.
     pub(crate) async fn read_past(
         &self,
-        window: &Window,
-        start: TurnStart,
-    ) -> Result<String, StoreError> {
-        call!(self, read_past(window, start))
+        name: &TurnName,
+        attempt: Attempt,
+        max_bytes: usize,
+    ) -> Result<Past, StoreError> {
+        call!(self, read_past(name, attempt, max_bytes))
     }
 
-    /// Stores the reply in its place in the conversation. Whether this has ended the turn's lease, too.
-    pub(crate) async fn commit_reply(&self, reply: &Reply) -> Result<bool, StoreError> {
-        call!(self, commit_reply(reply))
+    /// Ends an attempt, and stores what it came to.
+    pub(crate) async fn commit(&self, ended: &Ended) -> Result<Committed, StoreError> {
+        call!(self, commit(ended))
     }
 
-    /// Holds the conversation for another `lease` from now.
-    pub(crate) async fn renew_lease(
+    /// Stores what running attempts generated, and renews their leases. One that another statement holds just now has
+    /// no answer.
+    pub(crate) async fn checkpoint(
+        &self,
+        checkpoints: &[Checkpoint],
+        lease: Duration,
+    ) -> Result<Vec<(usize, Checked)>, StoreError> {
+        call!(self, checkpoint(checkpoints, lease))
+    }
+
+    /// Reads what is new of turns that are followed.
+    pub(crate) async fn follow(
+        &self,
+        followed: &[Followed],
+    ) -> Result<Vec<(usize, News)>, StoreError> {
+        call!(self, follow(followed))
+    }
+
+    /// Reads a turn as it stands.
+    pub(crate) async fn turn(&self, name: &TurnName) -> Result<Option<TurnView>, StoreError> {
+        call!(self, turn(name))
+    }
+
+    /// Asks the attempt of a turn to end.
+    pub(crate) async fn stop(&self, name: &TurnName) -> Result<Stopped, StoreError> {
+        call!(self, stop(name))
+    }
+
+    /// Deletes up to `rows` rows. Returns until when it deletes, to be given again, where some are left.
+    pub(crate) async fn delete(
         &self,
         app_id: &AppId,
-        turn: Uuid,
-        lease: Duration,
-    ) -> Result<(), StoreError> {
-        call!(self, renew_lease(app_id, turn, lease))
+        deletion: Deletion,
+        until: Option<i64>,
+        rows: usize,
+    ) -> Result<Option<Option<i64>>, StoreError> {
+        call!(self, delete(app_id, deletion, until, rows))
     }
 
-    /// Ends the lease of a turn.
-    pub(crate) async fn end_lease(&self, app_id: &AppId, turn: Uuid) -> Result<(), StoreError> {
-        call!(self, end_lease(app_id, turn))
+    /// Reads a page of a conversation. `None` where the message that it should end before is gone.
+    pub(crate) async fn page(
+        &self,
+        app_id: &AppId,
+        before: Option<Uuid>,
+        limit: usize,
+        max_bytes: usize,
+    ) -> Result<Option<Page>, StoreError> {
+        call!(self, page(app_id, before, limit, max_bytes))
+    }
+}
+
+/// A call of any output.
+trait AnyCall {
+    fn make<'a>(&'a mut self, database: &'a Database) -> Made<'a>;
+}
+
+type Made<'a> = Pin<Box<dyn Future<Output = Result<(), StoreError>> + 'a>>;
+
+/// A call, and its output once it has succeeded.
+struct Noted<F, T> {
+    call: F,
+    output: Option<T>,
+}
+
+impl<T, F: AsyncFnMut(&Database) -> Result<T, StoreError>> AnyCall for Noted<F, T> {
+    fn make<'a>(&'a mut self, database: &'a Database) -> Made<'a> {
+        Box::pin(async move {
+            self.output = Some((self.call)(database).await?);
+            Ok(())
+        })
     }
 }
 

@@ -1,56 +1,50 @@
 //! The migrations, embedded: the same files that `psql -f` and `sqlite3` can apply.
 
-/// PostgreSQL's, in order; each is one statement.
-pub(super) const POSTGRES: [&str; 4] = [
-    include_str!("../../migrations/postgres/0000_check.sql"),
-    include_str!("../../migrations/postgres/0001_chatts.sql"),
-    include_str!("../../migrations/postgres/0002_leases.sql"),
-    include_str!("../../migrations/postgres/0003_context.sql"),
-];
+use super::{Kind, StoreError};
 
-/// SQLite's first, which returns what is wrong with a table of others.
-pub(super) const SQLITE_CHECK: &str = include_str!("../../migrations/sqlite/0000_check.sql");
+const POSTGRES: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/postgres"));
+#[cfg(feature = "sqlite")]
+const SQLITE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/sqlite"));
 
-/// SQLite's others, in order.
-const SQLITE: [&str; 18] = [
-    include_str!("../../migrations/sqlite/0001_wal.sql"),
-    include_str!("../../migrations/sqlite/0002_chatts.sql"),
-    include_str!("../../migrations/sqlite/0003_turn_id.sql"),
-    include_str!("../../migrations/sqlite/0004_turn_start.sql"),
-    include_str!("../../migrations/sqlite/0005_status.sql"),
-    include_str!("../../migrations/sqlite/0006_row.sql"),
-    include_str!("../../migrations/sqlite/0008_leases.sql"),
-    include_str!("../../migrations/sqlite/0009_owner.sql"),
-    include_str!("../../migrations/sqlite/0010_context.sql"),
-    include_str!("../../migrations/sqlite/0011_reply.sql"),
-    include_str!("../../migrations/sqlite/0012_turns.sql"),
-    include_str!("../../migrations/sqlite/0013_settle.sql"),
-    include_str!("../../migrations/sqlite/0014_begin.sql"),
-    include_str!("../../migrations/sqlite/0015_commit.sql"),
-    include_str!("../../migrations/sqlite/0016_checkpoint.sql"),
-    include_str!("../../migrations/sqlite/0017_stop.sql"),
-    include_str!("../../migrations/sqlite/0018_again.sql"),
-    include_str!("../../migrations/sqlite/0019_delete.sql"),
-];
+/// The statements of a database's migrations, in order.
+pub(super) struct Migrations(String);
 
-/// The statements of SQLite's migrations, in order: those of a procedure share a file. Semicolons do not tell
-/// where one ends, since triggers contain some.
-pub(super) fn sqlite() -> impl Iterator<Item = &'static str> {
-    SQLITE.iter().flat_map(|file| file.split("\n-- next\n"))
+impl Migrations {
+    /// PostgreSQL's.
+    pub(super) fn postgres() -> Result<Self, StoreError> {
+        Self::unpack(POSTGRES)
+    }
+
+    /// SQLite's. The first returns what is wrong with a table of others.
+    #[cfg(feature = "sqlite")]
+    pub(super) fn sqlite() -> Result<Self, StoreError> {
+        Self::unpack(SQLITE)
+    }
+
+    fn unpack(compressed: &[u8]) -> Result<Self, StoreError> {
+        let damaged = || StoreError::new(Kind::Failed, "the component is damaged: build it anew");
+        let text = miniz_oxide::inflate::decompress_to_vec(compressed).map_err(|_| damaged())?;
+        String::from_utf8(text).map(Self).map_err(|_| damaged())
+    }
+
+    /// One after the other. Semicolons do not tell where one ends, since functions and triggers contain some.
+    pub(super) fn statements(&self) -> impl Iterator<Item = &str> {
+        self.0.split("\n-- next\n")
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::{fs, path::Path};
 
+    use super::Migrations;
+
     #[test]
     fn every_migration_file_is_embedded_in_order() {
         for (folder, embedded) in [
-            ("postgres", super::POSTGRES.to_vec()),
-            (
-                "sqlite",
-                [&[super::SQLITE_CHECK], &super::SQLITE[..]].concat(),
-            ),
+            ("postgres", Migrations::postgres().unwrap()),
+            #[cfg(feature = "sqlite")]
+            ("sqlite", Migrations::sqlite().unwrap()),
         ] {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
                 .join("migrations")
@@ -60,17 +54,21 @@ mod tests {
                 .map(|entry| entry.unwrap().path())
                 .collect();
             files.sort();
-            let texts: Vec<_> = files
-                .iter()
-                .map(|file| fs::read_to_string(file).unwrap())
-                .collect();
-            assert_eq!(texts, embedded, "{}", folder.display());
+            let mut rest = embedded.0.as_str();
+            for file in files {
+                let text = fs::read_to_string(&file).unwrap();
+                rest = rest.strip_prefix(text.as_str()).expect(&text);
+                rest = rest.strip_prefix("-- next\n").unwrap_or(rest);
+            }
+            assert_eq!(rest, "", "{}", folder.display());
         }
     }
 
+    #[cfg(feature = "sqlite")]
     #[test]
     fn each_of_sqlites_statements_is_one() {
-        for statement in super::sqlite() {
+        // The first has a semicolon in a text, too.
+        for statement in Migrations::sqlite().unwrap().statements().skip(1) {
             let code = statement
                 .lines()
                 .map(|line| line.split("--").next().unwrap_or_default());

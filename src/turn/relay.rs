@@ -1,4 +1,4 @@
-//! The relay of one reply: Ollama's chunks go through the [`Pipeline`] and leave as events, all that one
+//! The relay of one reply: Ollama's chunks go through the [`Pipeline`](reply::Pipeline) and leave as events, all that one
 //! chunk completes in one write. A comment line is sent at once, and now and then in silence, which is also
 //! how a client that has left is noticed.
 //!
@@ -8,14 +8,18 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
+use uuid::Uuid;
+
+use super::runs::Run;
 use crate::clock::{Clock, Deadline, Monotonic, Ticker};
 use crate::config::{Config, OnDisconnect};
 use crate::error::{Code, RelayError};
 use crate::http::{BodyWriter, EventStream, Sink};
 use crate::ollama::call::{self, Answer, Piece};
 use crate::ollama::refusal;
+use crate::reply::position::{Attempt, Short};
 use crate::reply::sse::COMMENT;
-use crate::reply::{self, End, Last, Pipeline};
+use crate::reply::{self, End, Last};
 
 /// Bytes read from Ollama at once: many lines while it is fast, one while it is not.
 const CHUNK: usize = 16 * 1024;
@@ -58,13 +62,18 @@ impl<S: Sink, C: Clock> Relay<S, C> {
         }
     }
 
+    /// The client is to drop what it has of the turn, of which this is another attempt.
+    pub(super) fn restart(&mut self, turn: Uuid, attempt: Attempt) {
+        reply::catch_up::write_restart(turn, attempt, &mut self.events);
+    }
+
     /// Relays the answer to the request that `sending` sends, until it ends or fails.
     pub(super) async fn run(
         &mut self,
-        pipeline: &mut Pipeline,
+        run: &Run,
         sending: impl Future<Output = Result<impl Answer, RelayError>>,
     ) -> End {
-        match self.relay(pipeline, sending).await {
+        match self.relay(run, sending).await {
             Ok(()) => End::Closed,
             Err(end) => end,
         }
@@ -72,7 +81,7 @@ impl<S: Sink, C: Clock> Relay<S, C> {
 
     async fn relay(
         &mut self,
-        pipeline: &mut Pipeline,
+        run: &Run,
         sending: impl Future<Output = Result<impl Answer, RelayError>>,
     ) -> Result<(), End> {
         let timeouts = self.config.timeouts;
@@ -80,30 +89,37 @@ impl<S: Sink, C: Clock> Relay<S, C> {
         self.events.extend_from_slice(COMMENT);
         self.send().await?;
         let mut answer = self
-            .wait(sending, timeouts.ollama_first_byte, call::no_first_byte)
+            .wait(
+                run,
+                sending,
+                timeouts.ollama_first_byte,
+                call::no_first_byte,
+            )
             .await?
             .map_err(End::Failed)?;
         if answer.head().is_refusal() {
-            return Err(self.refused(answer, Vec::new()).await?);
+            return Err(self.refused(run, answer, Vec::new()).await?);
         }
 
         let mut chunk = Vec::with_capacity(CHUNK);
         let mut has_begun = false;
         loop {
             let reading = answer.read(chunk);
-            let (bytes, is_last) =
-                match self.wait(reading, timeouts.ollama_idle, call::idle).await? {
-                    Piece::Bytes(bytes) => (bytes, false),
-                    Piece::Last(bytes) => (bytes, true),
-                };
+            let (bytes, is_last) = match self
+                .wait(run, reading, timeouts.ollama_idle, call::idle)
+                .await?
+            {
+                Piece::Bytes(bytes) => (bytes, false),
+                Piece::Last(bytes) => (bytes, true),
+            };
             if !has_begun {
                 match answer.head().is_no_reply(&bytes) {
-                    Some(true) => return Err(self.refused(answer, bytes).await?),
+                    Some(true) => return Err(self.refused(run, answer, bytes).await?),
                     Some(false) => has_begun = true,
                     None => {}
                 }
             }
-            let flow = pipeline.feed(&bytes, &mut self.events);
+            let flow = run.feed(&bytes, &mut self.events);
             self.send().await?;
             if flow.is_break() {
                 return Ok(());
@@ -115,16 +131,21 @@ impl<S: Sink, C: Clock> Relay<S, C> {
             chunk.clear();
         }
 
-        self.wait(answer.end(), timeouts.ollama_idle, call::idle)
+        self.wait(run, answer.end(), timeouts.ollama_idle, call::idle)
             .await?
             .map_err(End::Failed)?;
         // Only after a clean end is the rest a line; otherwise it is a fragment of one.
-        pipeline.finish(&mut self.events);
+        run.finish(&mut self.events);
         self.send().await
     }
 
     /// Reads the body of an answer that is no reply, as far as it comes soon, after the `body` so far.
-    async fn refused(&mut self, mut answer: impl Answer, mut body: Vec<u8>) -> Result<End, End> {
+    async fn refused(
+        &mut self,
+        run: &Run,
+        mut answer: impl Answer,
+        mut body: Vec<u8>,
+    ) -> Result<End, End> {
         let limit = self.config.timeouts.ollama_idle.min(REFUSAL_TIME);
         let head = answer.head().clone();
         let reading = async {
@@ -138,7 +159,7 @@ impl<S: Sink, C: Clock> Relay<S, C> {
                 }
             }
         };
-        match self.wait(reading, limit, call::idle).await {
+        match self.wait(run, reading, limit, call::idle).await {
             // What has come is told.
             Err(End::Failed(error)) if error.code == Code::OllamaTimeout => {}
             other => other?,
@@ -149,11 +170,12 @@ impl<S: Sink, C: Clock> Relay<S, C> {
     /// Waits for Ollama, for `limit` at most, and sends comments meanwhile.
     async fn wait<T>(
         &mut self,
+        run: &Run,
         work: impl Future<Output = T>,
         limit: Duration,
         too_long: fn() -> RelayError,
     ) -> Result<T, End> {
-        let mut work = pin!(work);
+        let mut work = pin!(run.unless_told(work));
         let deadline = self.ticker.deadline(limit);
         loop {
             let output = self.ticker.or_tick(work.as_mut()).await;
@@ -163,8 +185,11 @@ impl<S: Sink, C: Clock> Relay<S, C> {
                     "the turn took longer than the operator allows (turn_timeout); what came of the reply is kept",
                 )));
             }
-            if let Some(output) = output {
-                return Ok(output);
+            match output {
+                // What it comes to is the verdict's then.
+                Some(Err(_)) => return Err(End::ClientLeft),
+                Some(Ok(output)) => return Ok(output),
+                None => run.is_long.set(true),
             }
             if self.ticker.is_past(deadline) {
                 return Err(End::Failed(too_long()));
@@ -198,8 +223,13 @@ impl<S: Sink, C: Clock> Relay<S, C> {
     }
 
     /// Sends the last events and ends the client's stream.
-    pub(super) async fn finish(mut self, last: &Last, not_stored: Option<&RelayError>) {
-        reply::write_last(last, not_stored, &mut self.events);
+    pub(super) async fn finish(
+        mut self,
+        last: &Last,
+        not_stored: Option<&RelayError>,
+        attempt: Option<Short>,
+    ) {
+        reply::write_last(last, not_stored, attempt, &mut self.events);
         let last_send = self.ticker.deadline(self.config.timeouts.client_stall);
         self.send_deadline = self.send_deadline.max(last_send);
         if self.send().await.is_ok() {
@@ -220,9 +250,11 @@ mod tests {
     use crate::clock::nanoseconds;
     use crate::clock::tests::Manual;
     use crate::config::tests::config;
+    use crate::conversation::AppId;
     use crate::http::tests::{Recording, Seen};
     use crate::ollama::refusal::Head;
-    use crate::reply::{Caps, Outcome, Whitespace};
+    use crate::reply::{Caps, Outcome, Pipeline, Whitespace};
+    use crate::store::TurnName;
 
     const STEP: Duration = Duration::from_millis(100);
     const TOKEN: &str = "{\"message\":{\"content\":\"hi\"},\"done\":false}\n";
@@ -326,10 +358,15 @@ mod tests {
                 ..Recording::default()
             });
             let mut relay = Relay::new(client, self.clock.ticker(), config(&self.changes));
-            let mut pipeline = Pipeline::new(CAPS, Whitespace::Preserve);
-            let end = self.clock.run(STEP, relay.run(&mut pipeline, sending));
+            let pipeline = Pipeline::new(CAPS, Whitespace::Preserve, None);
+            let name = TurnName {
+                app_id: AppId::try_from("app".to_owned()).unwrap(),
+                turn: Uuid::nil(),
+            };
+            let run = Run::new(name, Attempt::new(0), pipeline);
+            let end = self.clock.run(STEP, relay.run(&run, sending));
             let events = String::from_utf8(self.seen.borrow().bytes.clone()).unwrap();
-            (pipeline.end(end), events)
+            (run.end(end).unwrap(), events)
         }
 
         fn run(&self, steps: impl IntoIterator<Item = Step>) -> (Outcome, String) {
@@ -423,7 +460,7 @@ mod tests {
             let scene = Scene::with(&[(variable, "7s")]);
             let (outcome, _) = scene.run(steps);
             assert_eq!(code(&outcome), expected);
-            assert!(outcome.reply.is_some_and(|(text, _)| text == "hi"));
+            assert!(outcome.reply.is_some_and(|reply| reply.message == "hi"));
             let took = scene.clock.elapsed();
             assert!((7..8).contains(&took.as_secs()), "{took:?}");
         }
@@ -500,7 +537,7 @@ mod tests {
             scene.client_left = true;
             let steps = [Step::Bytes(TOKEN), Step::Bytes(TOKEN), Step::Bytes(DONE)];
             let (outcome, _) = scene.run(steps);
-            let reply = outcome.reply.map(|(text, _)| text);
+            let reply = outcome.reply.map(|reply| reply.message);
             assert_eq!(reply.as_deref(), text, "{on_disconnect}");
             assert_eq!(scene.seen.borrow().writes, 1);
         }

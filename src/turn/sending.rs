@@ -43,14 +43,18 @@ impl Sending {
         }
         drop(self.room);
         let mut room = loop {
-            match Room::take(turn.window.max_bytes) {
+            match Room::take(turn.max_bytes) {
                 Some(room) => break room,
                 None => clock::sleep(INTERVAL).await,
             }
         };
         let mut ticker = Ticker::new(turn.config.timeouts.tick());
         let limit = turn.config.timeouts.database;
-        let read = async |store: &Database| store.read_past(&turn.window, turn.start).await;
+        let read = async |store: &Database| {
+            store
+                .read_past(&turn.name, turn.attempt, turn.max_bytes)
+                .await
+        };
         let past = turn.store.retry(&mut ticker, limit, read).await;
         let past = past.map_err(|error| {
             RelayError::new(
@@ -61,7 +65,11 @@ impl Sending {
                 ),
             )
         })?;
-        room.resize(past.len());
-        Ok((self.body.with_past(past), Some(room)))
+        room.resize(past.messages.len());
+        let body = match past.has_prompt {
+            true => self.body.with_prompt(String::new()),
+            false => self.body,
+        };
+        Ok((body.with_past(past.messages), Some(room)))
     }
 }

@@ -1,18 +1,23 @@
 //! The adapter for PostgreSQL, through `spin:postgres`.
 //!
 //! In Spin a statement costs a prepare and an execute, and taking a connection from the pool a round trip
-//! to clean it: hence one statement to begin a turn and one to end it.
+//! to clean it: hence one statement to begin a turn and one to end it. Each is a call of a function that the migrations
+//! create: a connection keeps the plans of a function, while Spin has every statement planned anew.
 
 use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::{
-    Begun, Kind, NewTurn, PAST_MESSAGES_MAX, Reply, Started, StoreError, TurnStart, Window,
-    microseconds, rows, schema,
+use super::cells::{Row, required};
+use super::schema::Migrations;
+use super::turns::{
+    Asked, BeginRow, Begun, Checked, Checkpoint, Committed, Deletion, Ended, Followed, NewAttempt,
+    NewTurn, News, Page, PageMessage, Past, Stopped, TurnName, TurnView, read_asked,
 };
-use crate::conversation::{ASSISTANT, AppId, Message};
-use crate::spin::pg::{Connection, DbValue, ParameterValue};
+use super::{Kind, PAST_MESSAGES_MAX, StoreError, microseconds, rows};
+use crate::conversation::{AppId, Message};
+use crate::reply::position::Attempt;
+use crate::spin::pg::{Connection, ParameterValue};
 
 mod error;
 mod url;
@@ -20,18 +25,22 @@ mod url;
 use error::classify;
 use url::DatabaseUrl;
 
-/// A call of the function `llmchat_begin_1`, which the migrations create: a connection keeps the plans of a
-/// function, while Spin has every statement planned anew.
-const BEGIN: &str = include_str!("begin.sql");
-const PAST: &str = include_str!("past.sql");
+const BEGIN: &str = include_str!("begin_turn.sql");
+const AGAIN: &str = include_str!("again.sql");
+const PAST: &str = include_str!("past_of_turn.sql");
+const COMMIT: &str = include_str!("commit_turn.sql");
+const CHECKPOINT: &str = include_str!("checkpoint.sql");
+const FOLLOW: &str = include_str!("follow.sql");
+const TURN: &str = include_str!("turn.sql");
+const STOP: &str = include_str!("stop.sql");
+const PAGE: &str = include_str!("page.sql");
+const DELETE_TURN: &str = include_str!("delete_turn.sql");
+const DELETE_REPLY: &str = include_str!("delete_reply.sql");
+const DELETE_FROM: &str = include_str!("delete_from.sql");
+const DELETE_CONVERSATION: &str = include_str!("delete_conversation.sql");
 
-/// A statement of its own: it may wait for the turn that holds the lease to store its reply, and what comes
-/// after must see that reply.
-const LEASE: &str = include_str!("lease.sql");
-const COMMIT: &str = include_str!("commit.sql");
-const COMMIT_LEASED: &str = include_str!("commit_leased.sql");
-const RENEW_LEASE: &str = include_str!("renew_lease.sql");
-const END_LEASE: &str = include_str!("end_lease.sql");
+/// Whose conversations these are: nobody's yet.
+const OWNER: &str = "";
 
 /// Conversations in PostgreSQL.
 #[derive(Debug, Clone)]
@@ -52,27 +61,21 @@ impl Postgres {
         Self { url }
     }
 
-    pub(super) async fn begin_turn(
-        &self,
-        turn: &NewTurn,
-        at_once: usize,
-    ) -> Result<Begun, StoreError> {
-        let connection = self.connect().await?;
-        let window = &turn.window;
-        if let Some(lease) = turn.lease {
-            let (app_id, turn) = (window.app_id.as_str(), window.turn);
-            let parameters = [text(app_id), uuid(turn), integer(lease)];
-            let taken = connection.execute(LEASE, parameters).await;
-            if taken.map_err(|error| classify(error, &self.url))? == 0 {
-                return Ok(Begun::Busy);
-            }
-        }
-        let column = |value: fn(&(Uuid, Message)) -> String| {
-            ParameterValue::ArrayStr(turn.prompt.iter().map(value).map(Some).collect())
-        };
+    pub(super) async fn begin(&self, new: &NewTurn, at_once: usize) -> Result<Begun, StoreError> {
+        let (window, attempt, asked) = (&new.window, &new.attempt, &new.asked);
+        let repeat = new.repeat.as_ref();
+        let column = |value: fn(&(Uuid, Message)) -> String| list(new.prompt.iter().map(value));
         let parameters = vec![
+            text(OWNER),
             text(window.app_id.as_str()),
-            uuid(window.turn),
+            id(window.turn),
+            id(attempt.attempt.id()),
+            id(attempt.reply_id),
+            optional(repeat.map(|repeat| repeat.key.as_str())),
+            optional(repeat.map(|repeat| repeat.body.as_str())),
+            optional(asked.model.as_deref()),
+            flag(asked.stream),
+            optional(asked.fields.as_deref()),
             column(|(_, message)| message.role.as_str().to_owned()),
             column(|(_, message)| message.content.as_str().to_owned()),
             column(|(id, _)| id.to_string()),
@@ -81,78 +84,216 @@ impl Postgres {
             count(window.max_bytes),
             ParameterValue::Int64(PAST_MESSAGES_MAX),
             count(at_once),
+            integer(attempt.lease),
+            ParameterValue::Boolean(attempt.is_exclusive),
+            ParameterValue::Boolean(attempt.collapses),
         ];
-        let row: [DbValue; 5] = self.row(&connection, BEGIN, parameters).await?;
-        let [
-            DbValue::Int64(start),
-            DbValue::Int64(turns),
-            size,
-            DbValue::Boolean(is_cut),
-            past,
-        ] = row
-        else {
-            return Err(StoreError::unexpected_row());
-        };
-        let size = match size {
-            DbValue::Int64(size) => Some(size),
-            _ => None,
-        };
-        let started = Started::new(window, start, turns, size, is_cut, to_text(past));
-        Ok(started.map_or(Begun::TooLarge, Begun::Started))
+        let mut row = self.only(BEGIN, parameters).await?;
+        begun(&mut row, |_| Ok(Asked::default()))
     }
 
+    pub(super) async fn begin_again(
+        &self,
+        name: &TurnName,
+        asked: &Asked,
+        attempt: &NewAttempt,
+        max_bytes: usize,
+        at_once: usize,
+    ) -> Result<Begun, StoreError> {
+        let mut parameters = of_turn(name);
+        parameters.extend([
+            id(attempt.attempt.id()),
+            id(attempt.reply_id),
+            optional(asked.model.as_deref()),
+            flag(asked.stream),
+            optional(asked.fields.as_deref()),
+            count(max_bytes),
+            ParameterValue::Int64(PAST_MESSAGES_MAX),
+            count(at_once),
+            integer(attempt.lease),
+            ParameterValue::Boolean(attempt.is_exclusive),
+            ParameterValue::Boolean(attempt.collapses),
+        ]);
+        let mut row = self.only(AGAIN, parameters).await?;
+        begun(&mut row, read_asked)
+    }
+
+    /// What precedes a turn that has begun.
     pub(super) async fn read_past(
         &self,
-        window: &Window,
-        start: TurnStart,
-    ) -> Result<String, StoreError> {
-        let parameters = vec![
-            text(window.app_id.as_str()),
-            uuid(window.turn),
-            ParameterValue::Int64(start.0),
-            count(window.prompt_bytes),
-            ParameterValue::Boolean(window.stands_alone),
-            count(window.max_bytes),
-            ParameterValue::Int64(PAST_MESSAGES_MAX),
-        ];
-        let connection = self.connect().await?;
-        let [past] = self.row(&connection, PAST, parameters).await?;
-        Ok(to_text(past).unwrap_or_default())
+        name: &TurnName,
+        _: Attempt,
+        max_bytes: usize,
+    ) -> Result<Past, StoreError> {
+        let mut parameters = of_turn(name);
+        parameters.extend([count(max_bytes), ParameterValue::Int64(PAST_MESSAGES_MAX)]);
+        let mut row = self.only(PAST, parameters).await?;
+        Ok(Past {
+            messages: row.text()?.unwrap_or_default(),
+            has_prompt: false,
+        })
     }
 
-    pub(super) async fn commit_reply(&self, reply: &Reply) -> Result<bool, StoreError> {
-        let statement = if reply.leased { COMMIT_LEASED } else { COMMIT };
-        let parameters = vec![
-            text(ASSISTANT),
-            text(&reply.text),
-            uuid(reply.id),
-            text(reply.app_id.as_str()),
-            uuid(reply.turn),
-            ParameterValue::Int64(reply.start.0),
-            text(reply.status.as_str()),
-        ];
-        self.execute(statement, parameters).await?;
-        Ok(reply.leased)
+    pub(super) async fn commit(&self, ended: &Ended) -> Result<Committed, StoreError> {
+        let reply = ended.reply.as_ref();
+        let error = ended.error.as_ref();
+        let mut parameters = of_turn(&ended.name);
+        parameters.extend([
+            id(ended.attempt.id()),
+            text(ended.state.as_str()),
+            optional(ended.final_line.as_deref()),
+            optional(error.map(|(code, _)| *code)),
+            optional(error.map(|(_, text)| text.as_str())),
+            optional(ended.usage.as_deref()),
+            ParameterValue::Boolean(reply.is_some()),
+            optional(reply.map(|reply| reply.message.as_str())),
+            optional(reply.map(|reply| reply.status.as_str())),
+            optional(reply.and_then(|reply| reply.raw.as_deref())),
+            optional(reply.and_then(|reply| reply.thinking.as_deref())),
+            optional(reply.and_then(|reply| reply.calls.as_deref())),
+        ]);
+        let committed = self.only(COMMIT, parameters).await?.text()?;
+        let committed = required(committed)?.parse();
+        committed.map_err(|_| StoreError::unexpected_row())
     }
 
-    pub(super) async fn renew_lease(
+    /// An answer for each attempt that there is one for, by its number.
+    pub(super) async fn checkpoint(
+        &self,
+        checkpoints: &[Checkpoint],
+        lease: Duration,
+    ) -> Result<Vec<(usize, Checked)>, StoreError> {
+        let column = |value: fn(&Checkpoint) -> String| list(checkpoints.iter().map(value));
+        let parameters = vec![
+            column(|_| OWNER.to_owned()),
+            column(|it| it.name.app_id.as_str().to_owned()),
+            column(|it| it.name.turn.to_string()),
+            column(|it| it.attempt.id().to_string()),
+            column(|it| it.from.content.to_string()),
+            column(|it| it.from.thinking.to_string()),
+            column(|it| it.from.calls.to_string()),
+            column(|it| it.content.clone()),
+            column(|it| it.thinking.clone()),
+            column(|it| it.calls.clone()),
+            column(|it| it.to_calls.to_string()),
+            integer(lease),
+        ];
+        let mut answers = Vec::new();
+        self.query(CHECKPOINT, parameters, &mut |mut row| {
+            answers.push((number(&mut row)?, Checked::read(&mut row)?));
+            Ok(())
+        })
+        .await?;
+        Ok(answers)
+    }
+
+    pub(super) async fn follow(
+        &self,
+        followed: &[Followed],
+    ) -> Result<Vec<(usize, News)>, StoreError> {
+        let column = |value: fn(&Followed) -> String| list(followed.iter().map(value));
+        let parameters = vec![
+            column(|_| OWNER.to_owned()),
+            column(|it| it.name.app_id.as_str().to_owned()),
+            column(|it| it.name.turn.to_string()),
+            column(|it| it.attempt.id().to_string()),
+            column(|it| it.known.content.to_string()),
+            column(|it| it.known.thinking.to_string()),
+            column(|it| it.known.calls.to_string()),
+        ];
+        let mut news = Vec::new();
+        self.query(FOLLOW, parameters, &mut |mut row| {
+            news.push((number(&mut row)?, News::read(&mut row)?));
+            Ok(())
+        })
+        .await?;
+        Ok(news)
+    }
+
+    pub(super) async fn turn(&self, name: &TurnName) -> Result<Option<TurnView>, StoreError> {
+        let row = self.row(TURN, of_turn(name)).await?;
+        row.map(|mut row| TurnView::read(&mut row)).transpose()
+    }
+
+    pub(super) async fn stop(&self, name: &TurnName) -> Result<Stopped, StoreError> {
+        let stopped = self.only(STOP, of_turn(name)).await?.text()?;
+        let stopped = required(stopped)?.parse();
+        stopped.map_err(|_| StoreError::unexpected_row())
+    }
+
+    /// Deletes up to `rows` rows. Returns until when it deletes, to be given again, where some are left.
+    pub(super) async fn delete(
         &self,
         app_id: &AppId,
-        turn: Uuid,
-        lease: Duration,
-    ) -> Result<(), StoreError> {
-        let parameters = vec![text(app_id.as_str()), uuid(turn), integer(lease)];
-        self.execute(RENEW_LEASE, parameters).await
+        deletion: Deletion,
+        until: Option<i64>,
+        rows: usize,
+    ) -> Result<Option<Option<i64>>, StoreError> {
+        let (owner, app_id) = (text(OWNER), text(app_id.as_str()));
+        let until = until.map_or(ParameterValue::DbNull, ParameterValue::Int64);
+        let (statement, parameters) = match deletion {
+            Deletion::Turn(turn) => (DELETE_TURN, vec![owner, app_id, id(turn), count(rows)]),
+            Deletion::Reply(turn) => (DELETE_REPLY, vec![owner, app_id, id(turn)]),
+            Deletion::From(turn) => (
+                DELETE_FROM,
+                vec![owner, app_id, id(turn), until, count(rows)],
+            ),
+            Deletion::Conversation => {
+                (DELETE_CONVERSATION, vec![owner, app_id, until, count(rows)])
+            }
+        };
+        let row = self.row(statement, parameters).await?;
+        if let Deletion::Reply(_) = deletion {
+            return Ok(None);
+        }
+        let mut row = required(row)?;
+        let is_left = row.flag()?;
+        let until = row.integer()?;
+        Ok(is_left.then_some(until))
     }
 
-    pub(super) async fn end_lease(&self, app_id: &AppId, turn: Uuid) -> Result<(), StoreError> {
-        let parameters = vec![text(app_id.as_str()), uuid(turn)];
-        self.execute(END_LEASE, parameters).await
+    /// `None` where the message that the page should end before is gone.
+    pub(super) async fn page(
+        &self,
+        app_id: &AppId,
+        before: Option<Uuid>,
+        limit: usize,
+        max_bytes: usize,
+    ) -> Result<Option<Page>, StoreError> {
+        let parameters = vec![
+            text(OWNER),
+            text(app_id.as_str()),
+            before.map_or(ParameterValue::DbNull, id),
+            count(limit),
+            count(max_bytes),
+        ];
+        let (mut messages, mut last) = (Vec::new(), None);
+        self.query(PAGE, parameters, &mut |mut row| {
+            match PageMessage::read(&mut row)? {
+                Some(message) => messages.push(message),
+                None => last = Some(row),
+            }
+            Ok(())
+        })
+        .await?;
+        messages.reverse();
+        let mut last = required(last)?;
+        // The rest of the message, which is not there.
+        for _ in 0..8 {
+            last.skip();
+        }
+        let is_gone = last.flag()?;
+        let page = Page {
+            messages,
+            running: last.id()?,
+            has_more: last.flag()?,
+        };
+        Ok((!is_gone).then_some(page))
     }
 
     pub(super) async fn migrate(&self) -> Result<(), StoreError> {
-        for statement in schema::POSTGRES {
-            self.execute(statement, Vec::new()).await?;
+        for statement in Migrations::postgres()?.statements() {
+            self.query(statement, Vec::new(), &mut |_| Ok(())).await?;
         }
         Ok(())
     }
@@ -166,51 +307,101 @@ impl Postgres {
             .map_err(|error| classify(error, &self.url))
     }
 
-    async fn execute(
+    /// Runs a statement and reads its rows to their end.
+    async fn query(
         &self,
         statement: &str,
         parameters: Vec<ParameterValue>,
+        take: &mut dyn FnMut(Row) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        let done = self.connect().await?.execute(statement, parameters).await;
-        done.map(drop).map_err(|error| classify(error, &self.url))
-    }
-
-    /// Runs a query and reads its rows to their end. Returns the only one.
-    async fn row<const N: usize>(
-        &self,
-        connection: &Connection,
-        statement: &str,
-        parameters: Vec<ParameterValue>,
-    ) -> Result<[DbValue; N], StoreError> {
+        let connection = self.connect().await?;
         let result = connection.query(statement, parameters).await;
         let result = result.map_err(|error| classify(error, &self.url))?;
         let (_, rows, outcome) = result.into_inner();
+        rows::each(rows, |row| take(Row::new(row))).await?;
+        // An error of the execution arrives here, after no rows.
+        let outcome = outcome.await;
+        outcome.map_err(|error| classify(error.into(), &self.url))
+    }
+
+    /// Runs a statement that returns one row or none.
+    async fn row(
+        &self,
+        statement: &str,
+        parameters: Vec<ParameterValue>,
+    ) -> Result<Option<Row>, StoreError> {
         let mut only = None;
-        rows::each(rows, |row| {
+        self.query(statement, parameters, &mut |row| {
             only = Some(row);
             Ok(())
         })
         .await?;
-        // An error of the execution arrives here, after no rows.
-        let outcome = outcome.await;
-        outcome.map_err(|error| classify(error.into(), &self.url))?;
-        let only = only.and_then(|row: Vec<DbValue>| row.try_into().ok());
-        only.ok_or_else(StoreError::unexpected_row)
+        Ok(only)
+    }
+
+    /// Runs a statement that returns one row.
+    async fn only(
+        &self,
+        statement: &str,
+        parameters: Vec<ParameterValue>,
+    ) -> Result<Row, StoreError> {
+        required(self.row(statement, parameters).await?)
     }
 }
 
-fn to_text(value: DbValue) -> Option<String> {
-    match value {
-        DbValue::Str(text) => Some(text),
-        _ => None,
+/// Reads the answer to a begin: `outcome, turn, attempt, reply_id, start, turns, bytes, older, past, prompt`.
+fn begun(
+    row: &mut Row,
+    asked: impl FnOnce(&mut Row) -> Result<Asked, StoreError>,
+) -> Result<Begun, StoreError> {
+    let outcome = required(row.text()?)?;
+    let turn = row.id()?;
+    for _ in ["attempt", "reply_id", "start"] {
+        row.skip();
     }
+    let mut begun = BeginRow {
+        outcome,
+        turn,
+        turns: row.count()?,
+        bytes: row
+            .integer()?
+            .map(|bytes| u64::try_from(bytes).unwrap_or_default()),
+        is_cut: row.flag()?,
+        past: row.text()?,
+        prompt: row.text()?,
+        is_stored: false,
+        asked: asked(row)?,
+    };
+    begun.is_stored = begun.prompt.is_some();
+    begun.into_begun()
+}
+
+/// The number of an answer, which PostgreSQL counts from 1.
+fn number(row: &mut Row) -> Result<usize, StoreError> {
+    required(row.size()?.checked_sub(1))
+}
+
+fn of_turn(name: &TurnName) -> Vec<ParameterValue> {
+    vec![text(OWNER), text(name.app_id.as_str()), id(name.turn)]
+}
+
+fn list(values: impl Iterator<Item = String>) -> ParameterValue {
+    ParameterValue::ArrayStr(values.map(Some).collect())
 }
 
 fn text(text: &str) -> ParameterValue {
     ParameterValue::Str(text.to_owned())
 }
 
-fn uuid(id: Uuid) -> ParameterValue {
+fn optional(value: Option<&str>) -> ParameterValue {
+    value.map_or(ParameterValue::DbNull, text)
+}
+
+fn flag(value: Option<bool>) -> ParameterValue {
+    value.map_or(ParameterValue::DbNull, ParameterValue::Boolean)
+}
+
+fn id(id: Uuid) -> ParameterValue {
     ParameterValue::Uuid(id.to_string())
 }
 

@@ -9,12 +9,16 @@
 --   kept        an older reply stands: the turn is what it was
 --   superseded  another attempt has taken the turn over
 --   deleted     the turn was, or its reply
+--   to_stop     nothing is stored: it broke off, but a stop had been asked for. To be made again with 'stopped'
 INSERT INTO chatts_commit_1
     (owner, appid, turn_id, attempt, state, final, code, error, usage, has_reply, message, status, raw, thinking, calls)
 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
 RETURNING ifnull((
     SELECT CASE
         WHEN committed = ?4 THEN iif(attempt = ?4, 'stored', 'kept')
+        WHEN EXISTS (
+            SELECT 1 FROM chatts_runs WHERE owner = ?1 AND appid = ?2 AND turn_id = ?3 AND attempt = ?4
+        ) THEN 'to_stop'
         WHEN state = 'deleted' OR code = 'turn_deleted' AND attempt = ?4 THEN 'deleted'
         ELSE 'superseded'
     END

@@ -13,20 +13,22 @@
 --   older         whether something was left out
 --   past          JSON objects with commas in between; null where there are none, or too many bytes
 WITH RECURSIVE own AS (
-    SELECT turn_id, run, true AS is_stored,
-        CASE
-            WHEN standing = 'deleted' THEN standing
-            WHEN ?5 IS NOT NULL AND body_hash IS NOT ?6 THEN 'reused'
-            WHEN standing = 'replay' AND ?5 IS NULL OR run = ?4 THEN NULL
-            ELSE standing
-        END AS outcome,
-        iif(has_reply, reply_id, NULL) AS reply_id,
-        +started AS at, iif(legacy IS NULL, turn_id, '') AS turn, ifnull(legacy, 9223372036854775807) AS line
+    -- The place is that of its last row before its reply; null where the outcome is known, then nothing is read.
+    SELECT turn_id, run, true AS is_stored, outcome, iif(outcome IS NULL, +started, NULL) AS at,
+        iif(older_row IS NULL, turn_id, '') AS turn,
+        iif(older_row IS NULL, ifnull(reply_row - 1, 9223372036854775807), older_row - (older_row IS reply_row)) AS line
     FROM (
-        SELECT *, (
-            SELECT line FROM chatts_lines_1 AS l
-            WHERE l.owner = ?1 AND l.appid = ?2 AND l.at = +s.started AND l.turn = '' AND l.id = s.turn_id
-        ) AS legacy
+        SELECT *,
+            CASE
+                WHEN standing = 'deleted' THEN standing
+                WHEN ?5 IS NOT NULL AND body_hash IS NOT ?6 THEN 'reused'
+                WHEN run = ?4 OR standing = 'replay' AND ?5 IS NULL THEN NULL
+                ELSE standing
+            END AS outcome,
+            (SELECT line FROM chatts_lines_1
+             WHERE owner = ?1 AND appid = ?2 AND at = +s.started AND id = s.reply_id) AS reply_row,
+            (SELECT line FROM chatts_lines_1
+             WHERE owner = ?1 AND appid = ?2 AND at = +s.started AND turn = '' AND id = s.turn_id) AS older_row
         FROM chatts_standing_1 AS s
         WHERE owner = ?1 AND appid = ?2
             AND (state <> 'deleted' OR expires > CAST(unixepoch('subsec') * 1000000 AS integer))
@@ -35,26 +37,24 @@ WITH RECURSIVE own AS (
                 WHERE owner = ?1 AND appid = ?2 AND key = ?5
                     AND (state <> 'deleted' OR expires > CAST(unixepoch('subsec') * 1000000 AS integer))
             ), ?3)
+        LIMIT 1
     )
     UNION ALL
-    SELECT ?3, NULL, false, NULL, NULL, 9223372036854775807, ?3, 0
+    SELECT ?3, NULL, false, NULL, 9223372036854775807, ?3, 0
     LIMIT 1
 ), messages_in_order AS NOT MATERIALIZED (
     -- Rows of others that hold no text are left out, and those that are for people alone.
     SELECT * FROM chatts_lines_1
     WHERE owner = ?1 AND appid = ?2 AND typeof(name) = 'text' AND typeof(message) = 'text'
-        AND (message <> '' OR thinking IS NULL OR calls IS NOT NULL)
-        AND id IS NOT (SELECT reply_id FROM own)
+        AND (thinking IS NULL OR calls IS NOT NULL OR octet_length(message) > 0)
 ), walk (at, turn, line, role, is_old, bytes, messages, turns, is_after_cut) AS (
-    SELECT * FROM (
-        SELECT at, turn, line, name, turn_id IS NULL, iif((SELECT is_stored FROM own), 0, ?7) + octet_length(message), 1,
-            iif(iif(turn = '', id, turn) = (SELECT turn_id FROM own), 1, 2), false
-        FROM messages_in_order
-        WHERE (SELECT outcome FROM own) IS NULL
-            AND at <= (SELECT at FROM own)
-            AND (at, turn, line) <= (SELECT at, turn, line FROM own)
+    SELECT m.at, m.turn, m.line, name, m.turn_id IS NULL, iif(is_stored, 0, ?7) + octet_length(message), 1,
+        iif(iif(m.turn = '', id, m.turn) = own.turn_id, 1, 2), false
+    FROM (
+        SELECT * FROM messages_in_order
+        WHERE at <= (SELECT at FROM own) AND (at, turn, line) <= (SELECT at, turn, line FROM own)
         ORDER BY at DESC, turn DESC, line DESC LIMIT 1
-    )
+    ) AS m CROSS JOIN own
     UNION ALL
     SELECT coalesce(turn_start, CAST((julianday(time) - 2440587.5) * 86400000 AS integer) * 1000, -9223372036854775808),
         coalesce(turn_id, ''), m.rowid, name, turn_id IS NULL, bytes + octet_length(message), messages + 1,

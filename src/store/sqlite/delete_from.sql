@@ -17,9 +17,11 @@ FROM (
     FROM chatts_turns AS t JOIN chatts_lines_1 AS l ON l.owner = t.owner AND l.appid = t.appid AND l.at = +t.started
     WHERE t.owner = ?1 AND t.appid = ?2 AND t.turn_id = ?3 AND l.turn = '' AND l.id = ?3
     UNION ALL
-    SELECT at, turn, line FROM chatts_lines_1
+    SELECT at, turn, line
+    FROM (
+        SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM chatts_turns WHERE owner = ?1 AND appid = ?2 AND turn_id = ?3)
+    ) CROSS JOIN chatts_lines_1
     WHERE owner = ?1 AND appid = ?2 AND (turn = ?3 OR turn = '' AND id = ?3)
-        AND NOT EXISTS (SELECT 1 FROM chatts_turns WHERE owner = ?1 AND appid = ?2 AND turn_id = ?3)
     ORDER BY at, turn, line LIMIT 1
 )
 RETURNING EXISTS (

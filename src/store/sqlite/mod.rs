@@ -1,18 +1,22 @@
 //! The adapter for SQLite, through `spin:sqlite`.
 //!
-//! A turn begins with two statements, since a read of a large conversation must not hold the lock that all writers
-//! wait for.
+//! SQLite has no functions: a procedure is a view, and a trigger runs for what is inserted into it. A turn begins with
+//! two statements, since a read of a large conversation must not hold the lock that all writers wait for.
 
 use std::time::Duration;
 
 use uuid::Uuid;
 
+use super::cells::{Row, required};
 use super::phrases::{self, contains};
-use super::{
-    Begun, Kind, NewTurn, PAST_MESSAGES_MAX, Reply, Started, StoreError, TurnStart, Window,
-    microseconds, schema,
+use super::schema::Migrations;
+use super::turns::{
+    Asked, BeginRow, Begun, Checked, Checkpoint, Committed, Deletion, Ended, Followed, NewAttempt,
+    NewTurn, News, Page, PageMessage, Past, Stopped, TurnName, TurnView,
 };
-use crate::conversation::{ASSISTANT, AppId};
+use super::{Kind, PAST_MESSAGES_MAX, StoreError, microseconds};
+use crate::conversation::AppId;
+use crate::reply::position::Attempt;
 use crate::spin::sqlite::Value;
 
 mod connection;
@@ -20,110 +24,428 @@ mod error;
 
 use connection::Call;
 
-const PAST: &str = include_str!("past.sql");
-const INSERT: &str = include_str!("insert.sql");
-const START: &str = include_str!("start.sql");
-const COMMIT: &str = include_str!("commit.sql");
-const LEASE: &str = include_str!("lease.sql");
-const RENEW_LEASE: &str = include_str!("renew_lease.sql");
-const END_LEASE: &str = include_str!("end_lease.sql");
+const CONTEXT: &str = include_str!("context.sql");
+const SETTLE: &str = include_str!("settle.sql");
+const ADOPT: &str = include_str!("adopt.sql");
+const BEGIN: &str = include_str!("begin.sql");
+const AGAIN: &str = include_str!("again.sql");
+const COMMIT: &str = include_str!("commit_turn.sql");
+const CHECKPOINT: &str = include_str!("checkpoint.sql");
+const FOLLOW: &str = include_str!("follow.sql");
+const TURN: &str = include_str!("turn.sql");
+const STOP: &str = include_str!("stop.sql");
+const PAGE: &str = include_str!("page.sql");
+const DELETE_TURN: &str = include_str!("delete_turn.sql");
+const DELETE_REPLY: &str = include_str!("delete_reply.sql");
+const DELETE_FROM: &str = include_str!("delete_from.sql");
+const DELETE_CONVERSATION: &str = include_str!("delete_conversation.sql");
+const DROP_VIEWS: &str = include_str!("drop_views.sql");
+
+/// Whose conversations these are: nobody's yet.
+const OWNER: &str = "";
 
 /// Conversations in the host's SQLite database `default`.
 #[derive(Debug, Clone)]
 pub(crate) struct Sqlite;
 
+/// What precedes a turn, and what becomes of it.
+struct Context {
+    turn: Option<Uuid>,
+    outcome: Option<String>,
+    is_stored: bool,
+    is_unsettled: bool,
+    turns: u64,
+    bytes: Option<u64>,
+    is_cut: bool,
+    past: Option<String>,
+}
+
+/// The parameters of `context.sql`.
+struct Asking<'a> {
+    app_id: &'a AppId,
+    turn: Uuid,
+    attempt: Uuid,
+    key: Option<&'a str>,
+    body: Option<&'a str>,
+    prompt_bytes: usize,
+    stands_alone: bool,
+    max_bytes: usize,
+    at_once: usize,
+}
+
+impl Asking<'_> {
+    async fn read(&self, call: &Call) -> Result<Context, StoreError> {
+        let parameters = vec![
+            text(OWNER),
+            text(self.app_id.as_str()),
+            id(self.turn),
+            id(self.attempt),
+            optional(self.key),
+            optional(self.body),
+            count(self.prompt_bytes),
+            Value::Integer(self.stands_alone.into()),
+            count(self.max_bytes),
+            Value::Integer(PAST_MESSAGES_MAX),
+            count(self.at_once),
+        ];
+        let mut row = only(call, CONTEXT, parameters).await?;
+        let turn = row.id()?;
+        row.skip();
+        let outcome = row.text()?;
+        Ok(Context {
+            turn,
+            outcome,
+            is_stored: row.flag()?,
+            is_unsettled: row.flag()?,
+            turns: row.count()?,
+            bytes: row
+                .integer()?
+                .map(|bytes| u64::try_from(bytes).unwrap_or_default()),
+            is_cut: row.flag()?,
+            past: row.text()?,
+        })
+    }
+
+    /// With what orphans left in the conversation.
+    async fn read_settled(&self, call: &Call) -> Result<Context, StoreError> {
+        let context = self.read(call).await?;
+        if !context.is_unsettled {
+            return Ok(context);
+        }
+        let parameters = vec![text(OWNER), text(self.app_id.as_str())];
+        call.execute(SETTLE, parameters).await?;
+        self.read(call).await
+    }
+}
+
 impl Sqlite {
-    pub(super) async fn begin_turn(
+    pub(super) async fn begin(&self, new: &NewTurn, at_once: usize) -> Result<Begun, StoreError> {
+        let call = Call::begin().await?;
+        let window = &new.window;
+        let asking = Asking {
+            app_id: &window.app_id,
+            turn: window.turn,
+            attempt: new.attempt.attempt.id(),
+            key: new.repeat.as_ref().map(|repeat| repeat.key.as_str()),
+            body: new.repeat.as_ref().map(|repeat| repeat.body.as_str()),
+            prompt_bytes: window.prompt_bytes,
+            stands_alone: window.stands_alone,
+            max_bytes: window.max_bytes,
+            at_once,
+        };
+        let context = asking.read_settled(&call).await?;
+        let begun = match (&context.outcome, context.bytes) {
+            (Some(outcome), _) => row(outcome.clone(), context).into_begun()?,
+            (None, None) => Begun::TooLarge,
+            (None, _) if new.prompt.is_empty() && !context.is_stored && context.turns <= 1 => {
+                Begun::Empty
+            }
+            (None, Some(bytes)) => {
+                let answer = text_of(&call, BEGIN, begin_parameters(new, bytes)).await?;
+                started(&call, &asking, context, &answer, Asked::default()).await?
+            }
+        };
+        call.end();
+        Ok(begun)
+    }
+
+    pub(super) async fn begin_again(
         &self,
-        turn: &NewTurn,
+        name: &TurnName,
+        asked: &Asked,
+        attempt: &NewAttempt,
+        max_bytes: usize,
         at_once: usize,
     ) -> Result<Begun, StoreError> {
         let call = Call::begin().await?;
-        let window = &turn.window;
-        if let Some(lease) = turn.lease {
-            let (app_id, turn) = (window.app_id.as_str(), window.turn);
-            let parameters = vec![text(app_id), uuid(turn), integer(lease)];
-            if call.execute(LEASE, parameters).await? == 0 {
-                call.end();
-                return Ok(Begun::Busy);
-            }
-        }
-        let past = past(&call, window, i64::MAX, at_once).await?;
-        let Some(mut started) = past else {
+        let (owner, app_id) = (text(OWNER), text(name.app_id.as_str()));
+        let parameters = vec![
+            owner.clone(),
+            app_id.clone(),
+            id(name.turn),
+            id(attempt.reply_id),
+        ];
+        call.execute(ADOPT, parameters).await?;
+        let asking = Asking {
+            app_id: &name.app_id,
+            turn: name.turn,
+            attempt: attempt.attempt.id(),
+            key: None,
+            body: None,
+            prompt_bytes: 0,
+            stands_alone: true,
+            max_bytes,
+            at_once,
+        };
+        let context = asking.read_settled(&call).await?;
+        let Some(bytes) = context.bytes else {
             call.end();
             return Ok(Begun::TooLarge);
         };
-        if !turn.prompt.is_empty() {
-            let (stored, at) = insert(&call, turn).await?;
-            started.start = at;
-            if stored < turn.prompt.len() {
-                // An earlier try has stored it, its answer lost: what began since is not its past.
-                let again = self::past(&call, window, at.0, at_once).await?;
-                started = again.ok_or_else(StoreError::unexpected_row)?;
-                started.start = at;
+        let parameters = vec![
+            owner,
+            app_id,
+            id(name.turn),
+            id(attempt.attempt.id()),
+            id(attempt.reply_id),
+            optional(asked.model.as_deref()),
+            asked
+                .stream
+                .map_or(Value::Null, |stream| Value::Integer(stream.into())),
+            optional(asked.fields.as_deref()),
+            Value::Integer(i64::try_from(bytes).unwrap_or(i64::MAX)),
+            integer(attempt.lease),
+            Value::Integer(attempt.is_exclusive.into()),
+            Value::Integer(attempt.collapses.into()),
+        ];
+        let answer = text_of(&call, AGAIN, parameters).await?;
+        let parameters = vec![text(OWNER), text(name.app_id.as_str()), id(name.turn)];
+        let stands = call.row(TURN, parameters).await?;
+        let begun = match stands {
+            Some(row) => {
+                let asked = TurnView::read(&mut Row::new(row))?.asked;
+                started(&call, &asking, context, &answer, asked).await?
             }
-        }
+            // There is none, or it was deleted since.
+            None => Begun::Unknown,
+        };
         call.end();
-        Ok(Begun::Started(started))
+        Ok(begun)
     }
 
+    /// What a turn that has begun is asked with, its own prompt included.
     pub(super) async fn read_past(
         &self,
-        window: &Window,
-        start: TurnStart,
-    ) -> Result<String, StoreError> {
+        name: &TurnName,
+        attempt: Attempt,
+        max_bytes: usize,
+    ) -> Result<Past, StoreError> {
         let call = Call::begin().await?;
-        let past = past(&call, window, start.0, usize::MAX).await?;
+        let asking = Asking {
+            app_id: &name.app_id,
+            turn: name.turn,
+            attempt: attempt.id(),
+            key: None,
+            body: None,
+            prompt_bytes: 0,
+            stands_alone: true,
+            max_bytes,
+            at_once: usize::MAX,
+        };
+        let context = asking.read(&call).await?;
         call.end();
-        Ok(past.and_then(|started| started.past).unwrap_or_default())
+        Ok(Past {
+            messages: context.past.unwrap_or_default(),
+            has_prompt: true,
+        })
     }
 
-    pub(super) async fn commit_reply(&self, reply: &Reply) -> Result<bool, StoreError> {
+    pub(super) async fn commit(&self, ended: &Ended) -> Result<Committed, StoreError> {
+        let name = &ended.name;
+        let reply = ended.reply.as_ref();
+        let (code, error) = ended
+            .error
+            .as_ref()
+            .map(|(code, text)| (*code, text.as_str()))
+            .unzip();
         let parameters = vec![
-            text(ASSISTANT),
-            text(&reply.text),
-            uuid(reply.id),
-            text(reply.app_id.as_str()),
-            uuid(reply.turn),
-            Value::Integer(reply.start.0),
-            text(reply.status.as_str()),
+            text(OWNER),
+            text(name.app_id.as_str()),
+            id(name.turn),
+            id(ended.attempt.id()),
+            text(ended.state.as_str()),
+            optional(ended.final_line.as_deref()),
+            optional(code),
+            optional(error),
+            optional(ended.usage.as_deref()),
+            Value::Integer(reply.is_some().into()),
+            optional(reply.map(|reply| reply.message.as_str())),
+            optional(reply.map(|reply| reply.status.as_str())),
+            optional(reply.and_then(|reply| reply.raw.as_deref())),
+            optional(reply.and_then(|reply| reply.thinking.as_deref())),
+            optional(reply.and_then(|reply| reply.calls.as_deref())),
         ];
-        execute(COMMIT, parameters).await?;
-        // That takes a statement of its own.
-        Ok(false)
-    }
-
-    pub(super) async fn renew_lease(
-        &self,
-        app_id: &AppId,
-        turn: Uuid,
-        lease: Duration,
-    ) -> Result<(), StoreError> {
-        let parameters = vec![text(app_id.as_str()), uuid(turn), integer(lease)];
-        execute(RENEW_LEASE, parameters).await
-    }
-
-    pub(super) async fn end_lease(&self, app_id: &AppId, turn: Uuid) -> Result<(), StoreError> {
-        execute(END_LEASE, vec![text(app_id.as_str()), uuid(turn)]).await
-    }
-
-    pub(super) async fn migrate(&self) -> Result<(), StoreError> {
         let call = Call::begin().await?;
-        let mut faults = Vec::new();
-        call.query(schema::SQLITE_CHECK, Vec::new(), |mut row| {
-            if let Some(Value::Text(fault)) = row.pop() {
-                faults.push(fault);
-            }
+        let committed = text_of(&call, COMMIT, parameters).await?;
+        call.end();
+        committed.parse().map_err(|_| StoreError::unexpected_row())
+    }
+
+    /// An answer for each attempt that there is one for, by its number.
+    pub(super) async fn checkpoint(
+        &self,
+        checkpoints: &[Checkpoint],
+        lease: Duration,
+    ) -> Result<Vec<(usize, Checked)>, StoreError> {
+        let asked = checkpoints.iter().map(|it| {
+            let name = &it.name;
+            (
+                (
+                    OWNER,
+                    name.app_id.as_str(),
+                    name.turn.to_string(),
+                    it.attempt.id().to_string(),
+                ),
+                (it.from.content, it.from.thinking, it.from.calls),
+                (
+                    filled(&it.content),
+                    filled(&it.thinking),
+                    filled(&it.calls),
+                    it.to_calls,
+                ),
+            )
+        });
+        let asked: Vec<_> = asked
+            .map(|((a, b, c, d), (e, f, g), (h, i, j, k))| (a, b, c, d, e, f, g, h, i, j, k))
+            .collect();
+        let call = Call::begin_checkpoint().await?;
+        let parameters = vec![json(&asked), integer(lease)];
+        let mut answers = Vec::new();
+        call.query(CHECKPOINT, parameters, &mut |values| {
+            let mut row = Row::new(values);
+            row.skip();
+            let (app_id, turn) = (required(row.text()?)?, row.id()?);
+            let number = checkpoints
+                .iter()
+                .position(|it| Some(it.name.turn) == turn && it.name.app_id.as_str() == app_id);
+            let mut answer = Row::from_json(&required(row.text()?)?)?;
+            answers.push((required(number)?, Checked::read(&mut answer)?));
             Ok(())
         })
         .await?;
+        call.end();
+        Ok(answers)
+    }
+
+    pub(super) async fn follow(
+        &self,
+        followed: &[Followed],
+    ) -> Result<Vec<(usize, News)>, StoreError> {
+        let asked: Vec<_> = followed
+            .iter()
+            .map(|it| {
+                let (name, known) = (&it.name, it.known);
+                let (turn, attempt) = (name.turn.to_string(), it.attempt.id().to_string());
+                (
+                    OWNER,
+                    name.app_id.as_str(),
+                    turn,
+                    attempt,
+                    known.content,
+                    known.thinking,
+                    known.calls,
+                )
+            })
+            .collect();
+        let call = Call::begin().await?;
+        let mut news = Vec::new();
+        call.query(FOLLOW, vec![json(&asked)], &mut |values| {
+            let mut row = Row::new(values);
+            news.push((row.size()?, News::read(&mut row)?));
+            Ok(())
+        })
+        .await?;
+        call.end();
+        Ok(news)
+    }
+
+    pub(super) async fn turn(&self, name: &TurnName) -> Result<Option<TurnView>, StoreError> {
+        let call = Call::begin().await?;
+        let row = call.row(TURN, of_turn(name)).await?;
+        call.end();
+        row.map(|row| TurnView::read(&mut Row::new(row)))
+            .transpose()
+    }
+
+    pub(super) async fn stop(&self, name: &TurnName) -> Result<Stopped, StoreError> {
+        let call = Call::begin().await?;
+        let stopped = text_of(&call, STOP, of_turn(name)).await?;
+        call.end();
+        stopped.parse().map_err(|_| StoreError::unexpected_row())
+    }
+
+    /// Deletes up to `rows` rows. Returns until when it deletes, to be given again, where some are left.
+    pub(super) async fn delete(
+        &self,
+        app_id: &AppId,
+        deletion: Deletion,
+        until: Option<i64>,
+        rows: usize,
+    ) -> Result<Option<Option<i64>>, StoreError> {
+        let (owner, app_id) = (text(OWNER), text(app_id.as_str()));
+        let until = until.map_or(Value::Null, Value::Integer);
+        let (statement, parameters) = match deletion {
+            Deletion::Turn(turn) => (DELETE_TURN, vec![owner, app_id, id(turn), count(rows)]),
+            Deletion::Reply(turn) => (DELETE_REPLY, vec![owner, app_id, id(turn)]),
+            Deletion::From(turn) => (
+                DELETE_FROM,
+                vec![owner, app_id, id(turn), until, count(rows)],
+            ),
+            Deletion::Conversation => {
+                (DELETE_CONVERSATION, vec![owner, app_id, until, count(rows)])
+            }
+        };
+        let call = Call::begin().await?;
+        let row = call.row(statement, parameters).await?;
+        call.end();
+        let mut row = Row::new(row.unwrap_or_default());
+        let is_left = row.flag()?;
+        let until = row.integer()?;
+        Ok(is_left.then_some(until))
+    }
+
+    /// `None` where the message that the page should end before is gone.
+    pub(super) async fn page(
+        &self,
+        app_id: &AppId,
+        before: Option<Uuid>,
+        limit: usize,
+        max_bytes: usize,
+    ) -> Result<Option<Page>, StoreError> {
+        let parameters = vec![
+            text(OWNER),
+            text(app_id.as_str()),
+            count(limit),
+            before.map_or(Value::Null, id),
+            count(max_bytes),
+        ];
+        let call = Call::begin().await?;
+        let mut is_gone = false;
+        let mut page = Page {
+            messages: Vec::new(),
+            running: None,
+            has_more: false,
+        };
+        call.query(PAGE, parameters, &mut |values| {
+            let mut row = Row::new(values);
+            is_gone = row.flag()?;
+            page.running = row.id()?;
+            page.has_more = row.flag()?;
+            page.messages.extend(PageMessage::read(&mut row)?);
+            Ok(())
+        })
+        .await?;
+        call.end();
+        Ok((!is_gone).then_some(page))
+    }
+
+    pub(super) async fn migrate(&self) -> Result<(), StoreError> {
+        let migrations = Migrations::sqlite()?;
+        let mut statements = migrations.statements();
+        let call = Call::begin().await?;
+        let check = statements.next().unwrap_or_default();
+        let faults = texts(&call, check).await?;
         if !faults.is_empty() {
+            // They would be in the way of what mends it, and come again with the next migration.
+            for statement in texts(&call, DROP_VIEWS).await? {
+                call.execute(&statement, Vec::new()).await?;
+            }
             call.end();
             let faults = faults.join(" And ");
             let why = format!("The table `chatts` cannot be used as it is: {faults}");
             return Err(StoreError::new(Kind::Unusable, why));
         }
-        for statement in schema::sqlite() {
+        for statement in statements {
             match call.execute(statement, Vec::new()).await {
                 // SQLite cannot be asked to add a column only where it is missing.
                 Err(error) if contains(&error.why, phrases::SQLITE_COLUMN_EXISTS) => {}
@@ -137,96 +459,126 @@ impl Sqlite {
     }
 }
 
-/// One statement in a call of its own.
-async fn execute(statement: &str, parameters: Vec<Value>) -> Result<(), StoreError> {
-    let call = Call::begin().await?;
-    call.execute(statement, parameters).await?;
-    call.end();
-    Ok(())
-}
-
-/// What precedes a prompt, of the turns that began before `before`. `None` where it does not fit.
-async fn past(
+/// Reads what `begin.sql` and `again.sql` answered, an array in JSON.
+async fn started(
     call: &Call,
-    window: &Window,
-    before: i64,
-    at_once: usize,
-) -> Result<Option<Started>, StoreError> {
-    let parameters = vec![
-        text(window.app_id.as_str()),
-        uuid(window.turn),
-        Value::Integer(before),
-        count(window.prompt_bytes),
-        Value::Integer(window.stands_alone.into()),
-        count(window.max_bytes),
-        Value::Integer(PAST_MESSAGES_MAX),
-        count(at_once),
-    ];
-    let row = call.row(PAST, parameters).await?;
-    let row: Option<[Value; 5]> = row.and_then(|row| row.try_into().ok());
-    let Some(
-        [
-            Value::Integer(start),
-            Value::Integer(turns),
-            size,
-            Value::Integer(is_cut),
-            past,
-        ],
-    ) = row
-    else {
-        return Err(StoreError::unexpected_row());
-    };
-    let past = match past {
-        Value::Text(past) => Some(past),
-        _ => None,
-    };
-    let size = to_integer(&size);
-    Ok(Started::new(window, start, turns, size, is_cut != 0, past))
+    asking: &Asking<'_>,
+    mut context: Context,
+    answer: &str,
+    asked: Asked,
+) -> Result<Begun, StoreError> {
+    let mut answer = Row::from_json(answer)?;
+    let outcome = required(answer.text()?)?;
+    let turn = answer.id()?;
+    if outcome == "started" && turn != context.turn {
+        // Its key has become known since.
+        context = asking.read(call).await?;
+    }
+    BeginRow {
+        turn,
+        asked,
+        ..row(outcome, context)
+    }
+    .into_begun()
 }
 
-/// Stores the prompt. Returns how many of its messages are new, and when the turn began.
-async fn insert(call: &Call, turn: &NewTurn) -> Result<(usize, TurnStart), StoreError> {
-    let prompt = turn.prompt.iter().map(|(id, message)| {
-        let (role, content) = (message.role.as_str(), message.content.as_str());
-        (role, content, id.to_string())
-    });
-    // Serialising strings into memory cannot fail.
-    let prompt = serde_json::to_string(&prompt.collect::<Vec<_>>()).unwrap_or_default();
-    let window = &turn.window;
-    let parameters = vec![
+fn row(outcome: String, context: Context) -> BeginRow {
+    BeginRow {
+        outcome,
+        turn: context.turn,
+        turns: context.turns,
+        bytes: context.bytes,
+        is_cut: context.is_cut,
+        past: context.past,
+        prompt: None,
+        is_stored: context.is_stored,
+        asked: Asked::default(),
+    }
+}
+
+fn begin_parameters(new: &NewTurn, sent_bytes: u64) -> Vec<Value> {
+    let prompt: Vec<_> = new
+        .prompt
+        .iter()
+        .map(|(id, message)| {
+            (
+                message.role.as_str(),
+                message.content.as_str(),
+                id.to_string(),
+            )
+        })
+        .collect();
+    let (window, attempt, asked) = (&new.window, &new.attempt, &new.asked);
+    let repeat = new.repeat.as_ref();
+    vec![
+        text(OWNER),
         text(window.app_id.as_str()),
-        uuid(window.turn),
-        Value::Text(prompt),
-    ];
-    let (mut stored, mut start) = (0, None);
-    call.query(INSERT, parameters, |row| {
-        stored += 1;
-        start = row.first().and_then(to_integer);
+        id(window.turn),
+        id(attempt.attempt.id()),
+        id(attempt.reply_id),
+        optional(repeat.map(|repeat| repeat.key.as_str())),
+        optional(repeat.map(|repeat| repeat.body.as_str())),
+        optional(asked.model.as_deref()),
+        asked
+            .stream
+            .map_or(Value::Null, |stream| Value::Integer(stream.into())),
+        optional(asked.fields.as_deref()),
+        json(&prompt),
+        Value::Integer(i64::try_from(sent_bytes).unwrap_or(i64::MAX)),
+        integer(attempt.lease),
+        Value::Integer(attempt.is_exclusive.into()),
+        Value::Integer(attempt.collapses.into()),
+    ]
+}
+
+/// Runs a statement that returns one row.
+async fn only(call: &Call, statement: &str, parameters: Vec<Value>) -> Result<Row, StoreError> {
+    let row = call.row(statement, parameters).await?;
+    Ok(Row::new(required(row)?))
+}
+
+/// Runs a statement that returns one text.
+async fn text_of(
+    call: &Call,
+    statement: &str,
+    parameters: Vec<Value>,
+) -> Result<String, StoreError> {
+    required(only(call, statement, parameters).await?.text()?)
+}
+
+/// The rows of a statement that returns one text each.
+async fn texts(call: &Call, statement: &str) -> Result<Vec<String>, StoreError> {
+    let mut texts = Vec::new();
+    call.query(statement, Vec::new(), &mut |row| {
+        texts.extend(Row::new(row).text()?);
         Ok(())
     })
     .await?;
-    if start.is_none()
-        && let Some((id, _)) = turn.prompt.first()
-    {
-        let row = call.row(START, vec![uuid(*id), uuid(window.turn)]).await?;
-        start = row.and_then(|row| row.first().and_then(to_integer));
-    }
-    let start = start.ok_or_else(StoreError::unexpected_row)?;
-    Ok((stored, TurnStart(start)))
+    Ok(texts)
 }
 
-fn to_integer(value: &Value) -> Option<i64> {
-    match value {
-        Value::Integer(it) => Some(*it),
-        _ => None,
-    }
+fn of_turn(name: &TurnName) -> Vec<Value> {
+    vec![text(OWNER), text(name.app_id.as_str()), id(name.turn)]
 }
 
 fn text(text: &str) -> Value {
     Value::Text(text.to_owned())
 }
 
-fn uuid(id: Uuid) -> Value {
+fn optional(text: Option<&str>) -> Value {
+    text.map_or(Value::Null, |text| Value::Text(text.to_owned()))
+}
+
+fn filled(text: &str) -> Option<&str> {
+    (!text.is_empty()).then_some(text)
+}
+
+fn json(value: &impl serde::Serialize) -> Value {
+    // Serialising strings and numbers into memory cannot fail.
+    Value::Text(serde_json::to_string(value).unwrap_or_default())
+}
+
+fn id(id: Uuid) -> Value {
     Value::Text(id.to_string())
 }
 

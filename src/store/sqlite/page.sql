@@ -31,7 +31,11 @@ WITH orphans AS (
             turn_id, rowid
         FROM chatts WHERE id = ?4 AND turn_id IS NOT NULL AND owner = ?1 AND appid = ?2
         UNION ALL
-        SELECT at, turn, line FROM chatts_lines_1 WHERE owner = ?1 AND appid = ?2 AND turn = '' AND id = ?4
+        SELECT at, turn, line
+        FROM (
+            SELECT 1 WHERE ?4 IS NOT NULL AND NOT EXISTS (SELECT 1 FROM chatts WHERE id = ?4 AND turn_id IS NOT NULL)
+        ) CROSS JOIN chatts_lines_1
+        WHERE owner = ?1 AND appid = ?2 AND turn = '' AND id = ?4
         ORDER BY at, turn, line LIMIT 1
     )
 ), newest AS (

@@ -19,8 +19,8 @@ WITH known AS (
     FROM chatts_parts
     WHERE owner = ?1 AND appid = ?2 AND turn_id = ?3 AND attempt = (SELECT run FROM known)
 ), older_release AS (
-    SELECT * FROM chatts_lines_1
-    WHERE owner = ?1 AND appid = ?2 AND (turn = ?3 OR turn = '' AND id = ?3) AND NOT EXISTS (SELECT 1 FROM known)
+    SELECT l.* FROM (SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM known)) CROSS JOIN chatts_lines_1 AS l
+    WHERE owner = ?1 AND appid = ?2 AND (turn = ?3 OR turn = '' AND id = ?3)
         AND typeof(name) = 'text' AND typeof(message) = 'text'
     ORDER BY at DESC, turn DESC, line DESC LIMIT 1
 )
