@@ -9,7 +9,7 @@ use llmchat_host::{Host, Options, Output, Remains, ResponseLimits};
 use ollama_stand_in::{Ending, Script, Server};
 use tempfile::TempDir;
 
-use crate::component::Platform;
+use crate::component::{self, Platform};
 use crate::{
     Answer, Backend, Client, Cluster, Database, Disk, Event, Events, LONG, Lock, Process, Row,
     Store, Wire, prompt, spin, until, within,
@@ -54,6 +54,13 @@ impl Setup {
     pub fn threads(mut self, count: usize) -> Self {
         self.options.threads = NonZeroUsize::new(count).unwrap_or(NonZeroUsize::MIN);
         self.native = Some("threads");
+        self
+    }
+
+    /// How far its clock is ahead of the right time.
+    pub fn clock_ahead(mut self, by: Duration) -> Self {
+        self.options.clock_ahead = by;
+        self.native = Some("clock that is wrong");
         self
     }
 
@@ -160,6 +167,14 @@ async fn wire(wanted: bool, server: SocketAddr) -> Result<(SocketAddr, Option<Wi
     Ok((wire.address(), Some(wire)))
 }
 
+/// A second host of a [`TestApp`].
+pub struct Another {
+    /// Sends requests to it.
+    pub client: Client,
+    _host: Option<Host>,
+    _spin: Option<Process>,
+}
+
 /// The running program.
 pub struct TestApp {
     /// Sends requests to it.
@@ -255,10 +270,13 @@ impl TestApp {
         self.prompt(app_id, content).await?.read().await
     }
 
-    /// A whole turn, with a reply of one token.
-    pub async fn turn(&self, app_id: &str, content: &str, reply: &str) -> Result<()> {
+    /// A whole turn, with a reply of one token; returns its path.
+    pub async fn turn(&self, app_id: &str, content: &str, reply: &str) -> Result<String> {
         self.ollama.push(Script::reply([reply]));
-        self.ask(app_id, content).await.map(drop)
+        let events = self.stream(app_id, content).await?;
+        let turn = events.turn().to_owned();
+        events.rest().await?;
+        Ok(turn)
     }
 
     /// A turn in mid-stream: Ollama answers with `script`, and the first event has come.
@@ -329,6 +347,11 @@ impl TestApp {
         self.store.lock().await
     }
 
+    /// Its database.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
     /// Its PostgreSQL database.
     pub fn postgres(&self) -> Result<&Database> {
         match &self.store {
@@ -389,6 +412,56 @@ impl TestApp {
             until("the end of the crashed host", async || Ok(!remains.any())).await?;
         }
         self.start_host().await
+    }
+
+    /// Another host on the same database and the same Ollama, until it is dropped. Its clock is right.
+    pub async fn another(&self) -> Result<Another> {
+        if spin::program().is_none() {
+            let program = self.platform.program().await?;
+            let options = Options {
+                clock_ahead: Duration::ZERO,
+                ..self.options.clone()
+            };
+            let host = Host::start(program, options).await?;
+            return Ok(Another {
+                client: Client::of(host.address()),
+                _host: Some(host),
+                _spin: None,
+            });
+        }
+        let state_dir = self.options.state_dir.as_deref();
+        let state_dir = state_dir.unwrap_or(self.state.path());
+        let variables = self.options.variables.clone();
+        let spin = Process::start(self.state.path(), state_dir, "another", variables).await?;
+        Ok(Another {
+            client: Client::of(spin.address()),
+            _host: None,
+            _spin: Some(spin),
+        })
+    }
+
+    /// A host of the previous release on the same database and the same Ollama, with these variables besides. `None`
+    /// where this clone does not have it.
+    pub async fn previous_release(&self, variables: &[(&str, &str)]) -> Result<Option<Another>> {
+        self.host("component of the previous release")?;
+        if !component::has_previous() {
+            eprintln!(
+                "LEFT OUT: the previous release is not in this clone; `git fetch --unshallow` brings it"
+            );
+            return Ok(None);
+        }
+        let mut options = self.options.clone();
+        let is_shared = |name: &str| ["ollama_url", "database_url"].contains(&name);
+        options.variables.retain(|name, _| is_shared(name));
+        for (name, value) in variables {
+            options.variables.insert((*name).into(), (*value).into());
+        }
+        let host = Host::start(Platform::Previous.program().await?, options).await?;
+        Ok(Some(Another {
+            client: Client::of(host.address()),
+            _host: Some(host),
+            _spin: None,
+        }))
     }
 
     async fn start_host(&mut self) -> Result<()> {

@@ -41,7 +41,8 @@ impl Client {
         Self { address }
     }
 
-    pub(crate) fn address(&self) -> SocketAddr {
+    /// Where it sends them.
+    pub fn address(&self) -> SocketAddr {
         self.address
     }
 
@@ -64,7 +65,27 @@ impl Client {
             .collect();
         let body = StreamBody::new(futures_util::stream::iter(chunks));
         let body = BodyExt::boxed(body);
-        self.send("POST", "/llmchat/", body).await
+        self.send("POST", "/llmchat/", &[], body).await
+    }
+
+    /// Sends a prompt with more headers.
+    pub async fn prompt_with(&self, headers: &[(&str, &str)], body: &Value) -> Result<Answer> {
+        self.request_with("POST", "/llmchat/", headers, body.to_string())
+            .await
+    }
+
+    /// Sends a request without a body.
+    pub async fn get(&self, path: &str, headers: &[(&str, &str)]) -> Result<Answer> {
+        self.request_with("GET", path, headers, "").await
+    }
+
+    /// Sends a `DELETE`; an error unless the answer is a `204`.
+    pub async fn delete(&self, path: &str) -> Result<()> {
+        let answer = self.request("DELETE", path, "").await?;
+        let status = answer.status();
+        let text = answer.text().await?;
+        ensure!(status == 204 && text.is_empty(), "{path}: {status} {text}");
+        Ok(())
     }
 
     /// Sends any request.
@@ -74,11 +95,28 @@ impl Client {
         path: &str,
         body: impl Into<Bytes>,
     ) -> Result<Answer> {
-        self.send(method, path, Full::new(body.into()).boxed())
+        self.request_with(method, path, &[], body).await
+    }
+
+    /// Sends any request, with more headers.
+    pub async fn request_with(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Result<Answer> {
+        self.send(method, path, headers, Full::new(body.into()).boxed())
             .await
     }
 
-    async fn send(&self, method: &str, path: &str, body: Body) -> Result<Answer> {
+    async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Body,
+    ) -> Result<Answer> {
         let stream = TcpStream::connect(self.address).await?;
         stream.set_nodelay(true)?;
         let (mut sender, connection) =
@@ -87,12 +125,15 @@ impl Client {
             // Its errors come out with the body.
             let _ = connection.await;
         }));
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header("host", self.address.to_string())
-            .header("content-type", "application/json")
-            .body(body)?;
+            .header("content-type", "application/json");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(body)?;
         let response = within("the head of an answer", sender.send_request(request)).await??;
         Ok(Answer {
             response,
@@ -129,6 +170,12 @@ impl Answer {
         self.response.headers().get(name)?.to_str().ok()
     }
 
+    /// The path of the turn that answers.
+    pub fn turn(&self) -> Result<String> {
+        let path = self.header("location");
+        Ok(path.context("an answer without a turn")?.to_owned())
+    }
+
     /// The whole body; an error if it was cut.
     pub async fn bytes(self) -> Result<Bytes> {
         let body = within("the end of a body", self.response.into_body().collect()).await?;
@@ -140,17 +187,51 @@ impl Answer {
         Ok(String::from_utf8(self.bytes().await?.to_vec())?)
     }
 
-    /// The message of a JSON error with this status; an error if the answer is another.
-    pub async fn error(self, status: u16) -> Result<String> {
+    /// The JSON of an answer with this status; an error if the answer is another.
+    pub async fn json(self, status: u16) -> Result<Value> {
         let came = self.status();
-        let is_json = self.header("content-type") == Some("application/json");
         let text = self.text().await?;
         ensure!(came == status, "status {came} instead of {status}: {text}");
-        ensure!(is_json, "not sent as JSON: {text}");
+        serde_json::from_str(&text).with_context(|| format!("no JSON: {text}"))
+    }
+
+    /// The code of a refusal with this status; an error if the answer is another.
+    pub async fn refusal(self, status: u16) -> Result<String> {
+        Ok(self.refused(status).await?.0)
+    }
+
+    /// The message of a refusal with this status; an error if the answer is another.
+    pub async fn error(self, status: u16) -> Result<String> {
+        Ok(self.refused(status).await?.1)
+    }
+
+    /// The code and the message of a refusal with this status; an error if the answer is another, or lacks what
+    /// every refusal has.
+    pub async fn refused(self, status: u16) -> Result<(String, String)> {
+        let header = |name| self.header(name).map(str::to_owned);
+        let [kind, caching, length] =
+            ["content-type", "cache-control", "content-length"].map(header);
+        let came = self.status();
+        let text = self.text().await?;
+        ensure!(came == status, "status {came} instead of {status}: {text}");
+        let length = length.and_then(|length| length.parse::<usize>().ok());
+        ensure!(length == Some(text.len()), "length {length:?}: {text}");
+        ensure!(
+            kind.as_deref() == Some("application/json"),
+            "sent as {kind:?}: {text}"
+        );
+        ensure!(
+            caching.as_deref() == Some("no-store"),
+            "caching {caching:?}: {text}"
+        );
         let body: Value = serde_json::from_str(&text)?;
-        let message = body.get("error").and_then(Value::as_str);
-        let message = message.with_context(|| format!("no `error` in {text}"))?;
-        Ok(message.to_owned())
+        let field = |name| {
+            body.get(name)
+                .and_then(Value::as_str)
+                .filter(|it| !it.is_empty())
+        };
+        let field = |name| field(name).with_context(|| format!("no `{name}` in {text}"));
+        Ok((field("code")?.to_owned(), field("error")?.to_owned()))
     }
 
     /// The events, read by a library that is not ours; an error if the answer is no stream.
@@ -161,7 +242,9 @@ impl Answer {
             bail!("no stream of events: {status} {}", self.text().await?);
         }
         Ok(Events {
+            turn: self.turn().unwrap_or_default(),
             stream: self.response.into_body().into_data_stream().eventsource(),
+            last_id: String::new(),
             _connection: self._connection,
         })
     }
@@ -184,6 +267,13 @@ impl Answer {
 pub enum Event {
     /// `data:`: one of Ollama's lines.
     Data(String),
+    /// `event: restart`: the client is to drop what it has of the turn.
+    Restart {
+        /// The turn.
+        turn: String,
+        /// The attempt whose reply follows.
+        attempt: String,
+    },
     /// `event: error`
     Error {
         /// The field `code`.
@@ -200,14 +290,16 @@ impl Event {
     pub fn code(&self) -> Option<&str> {
         match self {
             Self::Error { code, .. } => Some(code),
-            Self::Data(_) => None,
+            Self::Data(_) | Self::Restart { .. } => None,
         }
     }
 }
 
 /// A stream of events. The client leaves when this is dropped.
 pub struct Events {
+    turn: String,
     stream: EventStream<BodyDataStream<Incoming>>,
+    last_id: String,
     _connection: AbortOnDrop,
 }
 
@@ -218,10 +310,21 @@ impl Events {
             return Ok(None);
         };
         let event = event?;
+        self.last_id = event.id;
+        let body = || serde_json::from_str::<Value>(&event.data);
         Ok(Some(match event.event.as_str() {
             "message" => Event::Data(event.data),
+            "restart" => {
+                let body = body()?;
+                let field = |name| body.get(name).and_then(Value::as_str).map(str::to_owned);
+                Event::Restart {
+                    turn: field("turn").with_context(|| format!("no turn: {}", event.data))?,
+                    attempt: field("attempt")
+                        .with_context(|| format!("no attempt: {}", event.data))?,
+                }
+            }
             "error" => {
-                let body: Value = serde_json::from_str(&event.data)?;
+                let body = body()?;
                 let field = |name| body.get(name).and_then(Value::as_str).map(str::to_owned);
                 Event::Error {
                     code: field("code").with_context(|| format!("no code: {}", event.data))?,
@@ -231,6 +334,16 @@ impl Events {
             }
             other => bail!("an event of type {other}: {}", event.data),
         }))
+    }
+
+    /// The path of the turn.
+    pub fn turn(&self) -> &str {
+        &self.turn
+    }
+
+    /// The last id that came, as a browser keeps it.
+    pub fn last_id(&self) -> &str {
+        &self.last_id
     }
 
     /// The rest of them, to the clean end of the stream.

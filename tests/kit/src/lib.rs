@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow, ensure};
 use tokio::net::TcpStream;
 
-pub use app::{Setup, TestApp};
+pub use app::{Another, Setup, TestApp};
 pub use client::{Answer, Client, Event, Events, prompt};
 pub use cluster::{Cluster, PASSWORD};
 pub use database::Database;

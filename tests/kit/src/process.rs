@@ -15,7 +15,7 @@ use tokio::sync::{Mutex, OnceCell};
 use tokio::time::timeout;
 
 use crate::component::{Platform, profile};
-use crate::spin;
+use crate::{spin, until};
 
 /// The package, and its program.
 const RUNNER: &str = "llmchat-runner";
@@ -106,6 +106,29 @@ impl Process {
             process.leader.wait().await?;
         }
         Ok(())
+    }
+
+    /// SIGSTOP: from now on it does nothing, and its connections stay open (Linux).
+    pub async fn freeze(&self) -> Result<()> {
+        let pid = self.pid().await?;
+        run("kill", &["-STOP", &pid.to_string()]).await?;
+        until("the standstill of a process", async || {
+            let mut threads = fs::read_dir(format!("/proc/{pid}/task"))?;
+            threads.try_fold(true, |all, thread| {
+                let stat = fs::read_to_string(thread?.path().join("stat"))?;
+                // The state comes after the name, which is in parentheses.
+                Ok(all
+                    && stat
+                        .rsplit_once(") ")
+                        .is_some_and(|(_, it)| it.starts_with('T')))
+            })
+        })
+        .await
+    }
+
+    /// SIGCONT: it goes on as if no time had passed.
+    pub async fn thaw(&self) -> Result<()> {
+        run("kill", &["-CONT", &self.pid().await?.to_string()]).await
     }
 
     /// Whether a stop lets running turns end; Spin's cuts them off.
