@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use llmchat_testkit::{Backend, Event, Setup, TestApp, messages, on_both_stores, until, within};
+use llmchat_testkit::{
+    Backend, Event, Setup, TestApp, messages, on_both_stores, prompt, until, within,
+};
 use ollama_stand_in::{Ending, Gate, Script};
 use serde_json::json;
 
@@ -16,7 +18,7 @@ fn rejecting(backend: Backend) -> Setup {
 fn failing_soon(backend: Backend) -> Setup {
     rejecting(backend)
         .variable("database_timeout", "1s")
-        .variable("busy_lease", "10m")
+        .variable("turn_lease", "10m")
 }
 
 /// Waits until the conversation takes a prompt; until then every answer must be a `409`.
@@ -74,6 +76,54 @@ on_both_stores! {
         Ok(())
     }
 
+    async fn of_a_hundred_prompts_at_once_to_two_hosts_one_runs(backend: Backend) -> Result<()> {
+        // SQLite lets in one after the other.
+        let app = rejecting(backend).variable("database_timeout", "18s").start().await?;
+        let another = app.another().await?;
+        app.turn("app", "makes the tables", "ok").await?;
+        let hosts = [app.client, another.client];
+        let gate = Gate::new();
+        app.ollama.push(Script::new().gate(&gate).token("ok").done());
+        let ask = async |n: usize| hosts[n % 2].prompt(&prompt("app", &n.to_string())).await;
+        let answers = futures_util::future::try_join_all((0..100).map(ask)).await?;
+        let (taken, refused): (Vec<_>, Vec<_>) = answers.into_iter().partition(|answer| answer.status() == 200);
+        assert_eq!((taken.len(), refused.len()), (1, 99));
+        for answer in refused {
+            answer.error(409).await?;
+        }
+        gate.open();
+        for answer in taken {
+            answer.read().await?;
+        }
+        assert_eq!((app.row_count().await?, app.ollama.chats()), (4, 2));
+        Ok(())
+    }
+
+    async fn of_many_who_find_a_dead_turn_one_runs(backend: Backend) -> Result<()> {
+        let mut app = rejecting(backend).variable("turn_lease", "1s").start().await?;
+        let dead = app.begin("app", "dead", Script::new().token("lost").hang()).await?.turn().to_owned();
+        app.crash().await?;
+        app.restart().await?;
+        let another = app.another().await?;
+        until("the end of the lease", async || {
+            Ok(app.client.get(&dead, &[]).await?.json(200).await?["state"] != "running")
+        })
+        .await?;
+        let gate = Gate::new();
+        app.ollama.push(Script::new().gate(&gate).token("ok").done());
+        let hosts = [app.client, another.client];
+        let ask = async |n: usize| hosts[n % 2].prompt(&prompt("app", &n.to_string())).await;
+        let answers = futures_util::future::try_join_all((0..20).map(ask)).await?;
+        let (taken, refused): (Vec<_>, Vec<_>) = answers.into_iter().partition(|answer| answer.status() == 200);
+        assert_eq!((taken.len(), refused.len()), (1, 19));
+        gate.open();
+        for answer in taken {
+            answer.read().await?;
+        }
+        assert_eq!(app.ollama.chats(), 2);
+        Ok(())
+    }
+
     async fn however_a_turn_ends_the_conversation_is_free(backend: Backend) -> Result<()> {
         let app = rejecting(backend).variable("ollama_idle_timeout", "500ms").start().await?;
         for script in [
@@ -109,7 +159,7 @@ on_both_stores! {
     }
 
     async fn a_turn_that_outlasts_its_lease_keeps_it(backend: Backend) -> Result<()> {
-        let app = rejecting(backend).variable("busy_lease", "3s").start().await?;
+        let app = rejecting(backend).variable("turn_lease", "3s").start().await?;
         let gate = Gate::new();
         app.ollama.push(Script::new().gate(&gate).token("slow").done());
         let first = app.stream("app", "one").await?;
@@ -157,7 +207,7 @@ on_both_stores! {
     }
 
     async fn a_host_that_died_cannot_hold_a_conversation_for_ever(backend: Backend) -> Result<()> {
-        let mut app = rejecting(backend).variable("busy_lease", "1s").start().await?;
+        let mut app = rejecting(backend).variable("turn_lease", "1s").start().await?;
         app.ollama.always(Script::reply(["ok"]));
         let _events = app.begin("app", "one", Script::new().token("lost").hang()).await?;
         app.crash().await?;

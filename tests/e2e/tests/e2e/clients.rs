@@ -8,9 +8,9 @@ use ollama_stand_in::{Ending, Gate, Script, wire};
 
 /// A line that fills sockets without adding to the reply.
 fn filler() -> String {
-    let thinking = "x".repeat(60_000);
+    let ignored = "x".repeat(60_000);
     format!(
-        r#"{{"message":{{"role":"assistant","content":"","thinking":"{thinking}"}},"done":false}}"#
+        r#"{{"message":{{"role":"assistant","content":""}},"done":false,"logprobs":["{ignored}"]}}"#
     )
 }
 

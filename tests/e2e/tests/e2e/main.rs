@@ -9,20 +9,28 @@
     reason = "a test that is out of bounds fails, as it should"
 )]
 
+mod again;
 mod bad_input;
 mod browsers;
 mod busy;
 mod clients;
 mod context;
 mod conversation;
+mod delete;
 mod disk;
+mod docs;
 mod faults;
 #[cfg(target_os = "linux")]
 mod killed;
 mod limits;
 mod native;
+mod older;
 mod ollama;
+mod orphans;
+mod page;
 mod pooler;
+mod races;
 mod relay;
 mod schema;
 mod secrets;
+mod turns;

@@ -147,7 +147,7 @@ on_both_stores! {
         assert_eq!(only_error(&events)?.0, "ollama_timeout");
         assert_eq!(app.rows("app").await?[1].parts(), ("assistant", "shown", "partial"));
         // A connection that is new works.
-        app.turn("app", "Again", "ok").await
+        app.turn("app", "Again", "ok").await.map(drop)
     }
 
     async fn a_reply_that_breaks_off_is_told_and_kept(backend: Backend) -> Result<()> {
@@ -204,14 +204,15 @@ on_both_stores! {
 
     async fn a_turn_has_an_end_however_much_ollama_says(backend: Backend) -> Result<()> {
         let app = TestApp::with(backend, "turn_timeout", "1s").await?;
-        // Lines without content, as a thinking model sends them: nothing else bounds them.
-        let thinking = r#"{"message":{"content":"","thinking":"hm"},"done":false}"#;
-        app.ollama.push(Script::new().token("a").endless(thinking));
+        // Lines that add nothing to the reply: nothing else bounds them.
+        let nothing = r#"{"message":{"content":""},"done":false}"#;
+        app.ollama.push(Script::new().token("a").endless(nothing));
         // Not parsed: that would be slower than Ollama here.
         let answer = async { app.prompt("app", "Hi").await?.text().await };
         let body = at_limit(Duration::from_secs(1), answer).await??;
         let last = body.rsplit("\n\n").nth(1).unwrap_or_default();
-        assert!(last.starts_with("event: error\n") && last.contains("turn_timeout"), "{last}");
+        assert!(last.starts_with("id: ") && last.contains(".end\nevent: error\n"), "{last}");
+        assert!(last.contains("turn_timeout"), "{last}");
         assert_eq!(app.ollama_ended(1).await?, Ending::ClientLeft);
         assert_eq!(app.rows("app").await?[1].parts(), ("assistant", "a", "partial"));
         Ok(())

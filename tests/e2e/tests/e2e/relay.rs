@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use llmchat_fixtures::{Fixture, without_messages};
+use llmchat_fixtures::{Fixture, without_ids, without_messages};
 use llmchat_testkit::{Backend, Event, TestApp, on_both_stores, prompt, within};
 use ollama_stand_in::{Ending, Gate, Script, wire};
 use serde_json::{Value, json, value::RawValue};
@@ -19,7 +19,7 @@ async fn the_head_is_that_of_a_stream() -> Result<()> {
     let app = TestApp::start(Backend::Sqlite).await?;
     app.ollama.always(Script::reply(["ok"]));
     for path in ["/llmchat/", "/llmchat"] {
-        let body = prompt("app", "Hi").to_string();
+        let body = prompt("an app", "Hi").to_string();
         let answer = app.client.request("POST", path, body).await?;
         assert_eq!(answer.status(), 200);
         assert_eq!(
@@ -31,12 +31,22 @@ async fn the_head_is_that_of_a_stream() -> Result<()> {
             Some("no-cache, no-transform")
         );
         assert_eq!(answer.header("x-accel-buffering"), Some("no"));
+        let context = answer.header("x-context").context("no x-context")?;
+        assert!(context.starts_with("turns="), "{context}");
+        let turn = answer.header("x-turn-id").context("no x-turn-id")?;
+        let location = format!("/llmchat/an%20app/turns/{turn}");
+        assert_eq!(answer.header("location"), Some(&*location));
+        let events = answer.text().await?;
+
+        let turn = app.client.get(&location, &[]).await?.json(200).await?;
+        let attempt = turn["attempt"].as_str().and_then(|id| id.get(..8));
+        let attempt = attempt.context("no attempt")?;
         let expected = format!(
-            ": waiting\ndata: {}\n\ndata: {}\n\n",
+            ": waiting\nid: {attempt}.2.0.0\ndata: {}\n\nid: {attempt}.end\ndata: {}\n\n",
             wire::token("ok"),
             wire::done()
         );
-        assert_eq!(answer.text().await?, expected);
+        assert_eq!(events, expected);
     }
     Ok(())
 }
@@ -166,7 +176,7 @@ on_both_stores! {
         let app = TestApp::start(backend).await?;
         let fixtures = llmchat_fixtures::all()?;
         ensure!(fixtures.len() > 10, "the fixtures are missing");
-        for Fixture { name, ndjson, sse, reply } in fixtures {
+        for Fixture { name, ndjson, sse, ids, reply } in fixtures {
             // In one piece, and in pieces that end anywhere: within a line, a character, a `\r\n`.
             for piece in [usize::MAX, 7] {
                 let id = format!("{name} {piece}");
@@ -175,8 +185,11 @@ on_both_stores! {
                 });
                 app.ollama.push(script);
                 let body = app.prompt(&id, "Hi").await?.text().await.context(id.clone())?;
-                let events = body.strip_prefix(": waiting\n").context(id.clone())?;
-                assert_eq!(without_messages(events), sse, "{id}");
+                let (events, came) = without_ids(body.strip_prefix(": waiting\n").context(id.clone())?);
+                assert_eq!(without_messages(&events), sse, "{id}");
+                // All of one attempt, which has a name of its own.
+                let attempt = came.get(..12).unwrap_or("id: 00000000");
+                assert_eq!(came.replace(attempt, "id: 00000000"), ids, "{id}");
                 let rows = app.conversation(&id).await?;
                 let stored = rows.get(1).map_or("", |(_, text)| text);
                 assert_eq!(stored, reply, "{id}");
@@ -204,11 +217,14 @@ on_both_stores! {
         let app = TestApp::with(backend, "max_stream_bytes", 1000).await?;
         let tokens = vec!["token "; 50];
         app.ollama.push(Script::reply(tokens));
-        let events = app.ask("app", "Hi").await?;
-        assert_eq!(events.last().and_then(Event::code), Some("completion_too_long"));
-        let shown = events.len() - 1;
-        let bytes = shown * (wire::token("token ").len() + "data: \n\n".len());
-        assert!((1000..1200).contains(&bytes), "{bytes}");
+        let stream = app.prompt("app", "Hi").await?.text().await?;
+        let mut events: Vec<_> = stream.strip_prefix(": waiting\n").context("no comment")?.split_inclusive("\n\n").collect();
+        let last = events.pop().context("no event")?;
+        assert!(last.contains("event: error") && last.contains("completion_too_long"), "{last}");
+        let shown = events.len();
+        let lengths = |events: &[&str]| events.iter().map(|event| event.len()).sum::<usize>();
+        // It ends with the event that reaches the limit.
+        assert!(lengths(&events) >= 1000 && lengths(&events[..shown - 1]) < 1000, "{stream}");
         let rows = app.rows("app").await?;
         assert_eq!(rows[1].parts(), ("assistant", &*"token ".repeat(shown), "partial"));
         Ok(())
@@ -271,7 +287,7 @@ async fn a_comment_breaks_the_silence() -> Result<()> {
         while is_comment(&chunk) {
             chunk = next().await?;
         }
-        assert!(chunk.starts_with(b"data: "), "{chunk:?}");
+        assert!(chunk.starts_with(b"id: "), "{chunk:?}");
     }
     Ok(())
 }

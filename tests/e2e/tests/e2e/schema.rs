@@ -3,9 +3,11 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Result, ensure};
-use llmchat_testkit::{Backend, Cluster, TestApp, messages, on_both_stores, until, within};
-use ollama_stand_in::Script;
+use anyhow::{Context, Result, ensure};
+use llmchat_testkit::{
+    Backend, Cluster, Event, TestApp, messages, on_both_stores, prompt, until, within,
+};
+use ollama_stand_in::{Gate, Script, wire};
 use serde_json::json;
 
 /// The table of the Python server, with three rows.
@@ -170,24 +172,72 @@ async fn a_role_that_may_not_create_the_table_is_told_so() -> Result<()> {
         app.execute(table).await?;
         let error = limited.prompt("app", "Hi").await?.error(500).await?;
         assert!(
-            error.contains("may not create") && error.contains("migrations"),
+            error.contains("may not create") && error.contains("`migrations/postgres/`"),
             "{error}"
         );
     }
     assert_eq!(limited.ollama.chats(), 0);
     app.execute("DROP TABLE chatts").await?;
 
-    // Once another role has created the table, the limited one can use it.
+    // Once another role has applied the files, the limited one has everything but the right to use it.
     app.turn("app", "Hi", "ok").await?;
+    let error = limited.prompt("app", "Hi").await?.error(500).await?;
+    let grant = error
+        .split_once("GRANT ")
+        .and_then(|(_, grant)| grant.split_once('…'));
+    let (grant, _) = grant.context(error.clone())?;
     let role = app
         .postgres()?
         .query("SELECT rolname FROM pg_roles WHERE rolname LIKE 'limited_%' || current_database()")
         .await?;
-    app.execute(&format!("GRANT SELECT, INSERT ON chatts TO {}", role[0]))
+    app.execute(&format!("GRANT {grant} {}", role[0])).await?;
+    everything_works(&limited, &app).await
+}
+
+/// Prompts, repeats, checkpoints, stops, other attempts, reads and deletions, in the database of `owner`.
+async fn everything_works(app: &TestApp, owner: &TestApp) -> Result<()> {
+    let gate = Gate::new();
+    app.ollama
+        .push(Script::new().token("a").gate(&gate).token("b").done());
+    let key = [("idempotency-key", "k")];
+    let first = app.client.prompt_with(&key, &prompt("app", "Hi")).await?;
+    let turn = first.header("location").context("no location")?.to_owned();
+    let again = app.client.prompt_with(&key, &prompt("app", "Hi")).await?;
+    let parts = async || Ok(owner.query("SELECT content FROM chatts_parts").await? == ["a"]);
+    until("a checkpoint", parts).await?;
+    gate.open();
+    for answer in [first, again] {
+        assert_eq!(
+            answer.read().await?.last(),
+            Some(&Event::Data(wire::done()))
+        );
+    }
+    app.ollama.push(Script::new().token("c").hang());
+    let mut running = app
+        .client
+        .request("POST", &format!("{turn}/again"), "")
+        .await?
+        .events()
         .await?;
-    limited.ollama.push(Script::reply(["ok"]));
-    assert_eq!(limited.ask("app", "Hi").await?.len(), 2);
-    assert_eq!(app.rows("app").await?.len(), 4);
+    assert_eq!(running.next().await?, Some(Event::Data(wire::token("c"))));
+    app.client
+        .request("POST", &format!("{turn}/stop"), "")
+        .await?
+        .json(202)
+        .await?;
+    running.rest().await?;
+    let stopped = app.client.get(&turn, &[]).await?.json(200).await?;
+    assert_eq!(stopped["state"], "stopped");
+    let page = app.client.get("/llmchat/app", &[]).await?.json(200).await?;
+    assert_eq!(page["messages"].as_array().map(Vec::len), Some(4));
+    for path in [format!("{turn}/reply"), turn, "/llmchat/app".to_owned()] {
+        assert_eq!(
+            app.client.request("DELETE", &path, "").await?.status(),
+            204,
+            "{path}"
+        );
+    }
+    assert_eq!(owner.row_count().await?, 0);
     Ok(())
 }
 
