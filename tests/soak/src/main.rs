@@ -1,13 +1,17 @@
 //! The soak: thousands of turns while everything fails, and an audit at the end.
 //!
-//! [`plan`] decides what is to happen, [`world`] is the environment and makes the faults happen,
-//! [`client`] runs a turn, and [`auditor`] compares what was seen with what is stored. [`stalled`] is
-//! a second command: clients that do not read, and the memory that they cost.
+//! [`plan`] decides what is to happen, [`text`] what is said, [`world`] is the environment and makes the faults
+//! happen. [`client`] runs a turn, on a [`device`] that puts the reply together, and [`auditor`] compares the
+//! [`evidence`]: what was seen with what is stored. [`stalled`] is a second command: clients that do not read, and
+//! the memory that they cost.
 
 mod auditor;
 mod client;
+mod device;
+mod evidence;
 mod plan;
 mod stalled;
+mod text;
 mod world;
 
 use std::collections::BTreeMap;
@@ -22,7 +26,7 @@ use strum::VariantArray;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
-use auditor::{End, Evidence, Kind, Seen};
+use evidence::{Evidence, Kind, Outcome, Seen, Sweep};
 use plan::{Plan, Turn};
 use world::World;
 
@@ -32,6 +36,9 @@ use world::World;
 /// which fault befalls which host and when it begins: the same options give the same decisions. It
 /// does not decide how the machine interleaves them: at which token a host is killed, or whether a
 /// commit was in progress when a connection was cut, differs between runs.
+///
+/// Most clients come back, with their key and the id of their last event, until they are told the outcome; some of
+/// them stop the reply, have the model asked again, or delete. What each has put together must be what is stored.
 ///
 /// Exits with 0 if nothing was lost, doubled, out of order, mixed or untrue.
 #[derive(Parser)]
@@ -70,6 +77,9 @@ struct Soak {
     /// Host processes
     #[arg(long, default_value_t = 2)]
     hosts: usize,
+    /// Turns for each fault of a host, the database or the network; they last up to 1.5 s each
+    #[arg(long, default_value_t = 30)]
+    turns_a_fault: usize,
     /// Where conversations are stored; SQLite takes one host
     #[arg(long, default_value = "postgres", value_parser = ["postgres", "sqlite"])]
     store: String,
@@ -118,7 +128,11 @@ impl Soak {
             "SQLite takes one host: --hosts 1"
         );
         ensure!(
-            self.hosts > 0 && self.conversations > 0 && self.at_once > 0,
+            self.hosts
+                .min(self.conversations)
+                .min(self.at_once)
+                .min(self.turns_a_fault)
+                > 0,
             "zero is too few"
         );
         let plan = Plan {
@@ -127,19 +141,18 @@ impl Soak {
             conversations: self.conversations,
             hosts: self.hosts,
             has_postgres,
+            turns_a_fault: self.turns_a_fault,
         };
         let variables = vec![
             ("on_disconnect", self.on_disconnect.clone()),
             ("on_busy", self.on_busy.clone()),
-            ("busy_lease", "3s".to_owned()),
         ];
         let (world, mut faults) = World::start(plan, &variables).await?;
         let begun = Instant::now();
         let limit = Duration::from_secs_f64(self.minutes * 60.0);
         let enough = Notify::new();
         let conversations = async {
-            let rounds = |conversation| plan.rounds(conversation);
-            let seen = self.converse(&world, limit, rounds).await;
+            let seen = self.converse(&world, limit, |c| plan.rounds(c), true).await;
             enough.notify_one();
             seen
         };
@@ -153,7 +166,7 @@ impl Soak {
                 }
             }
         };
-        let (mut seen, ()) = tokio::try_join!(conversations, failing)?;
+        let ((mut seen, sweeps), ()) = tokio::try_join!(conversations, failing)?;
         let elapsed = begun.elapsed();
         println!(
             "{} turns in {:.0} s; one more prompt each, then the audit",
@@ -167,46 +180,61 @@ impl Soak {
         // context too.
         let closing = |conversation| vec![vec![plan.closing(conversation)]];
         let limit = Duration::from_secs(600);
-        seen.extend(self.converse(&world, limit, closing).await?);
+        seen.extend(self.converse(&world, limit, closing, false).await?.0);
+        let mut pages = BTreeMap::new();
+        for conversation in 0..self.conversations {
+            pages.insert(conversation, client::pages(&world, conversation).await?);
+        }
         world.stop().await?;
-        let (rows, row_count) = world.rows().await?;
         let evidence = Evidence {
             seen,
+            sweeps,
             calls: world.calls().await?,
-            rows,
-            row_count,
+            stored: world.stored().await?,
+            pages,
             first_closing: plan.turns,
             kills: world.history().kills.clone(),
             log: world.log()?,
             leaving_cancels: self.on_disconnect == "cancel",
+            history: world::HISTORY,
         };
         report(&world, &evidence, elapsed)
     }
 
     /// All conversations, at most `at_once` at a time, until the limit: round after round, the
-    /// prompts of a round concurrently.
+    /// prompts of a round concurrently; and what is deleted after a round.
     async fn converse(
         &self,
         world: &Arc<World>,
         limit: Duration,
         rounds: impl Fn(usize) -> Vec<Vec<Turn>>,
-    ) -> Result<Vec<Seen>> {
+        is_swept: bool,
+    ) -> Result<(Vec<Seen>, Vec<Sweep>)> {
         let until = Instant::now() + limit;
-        let converse = async |rounds: Vec<Vec<Turn>>| {
-            let mut all = Vec::new();
-            for round in rounds {
+        let converse = async |conversation: usize| {
+            let (mut all, mut sweeps): (Vec<Seen>, Vec<Sweep>) = Default::default();
+            let mut beside = None;
+            for (number, round) in rounds(conversation).into_iter().enumerate() {
                 if Instant::now() > until {
                     break;
                 }
-                let turns = round.into_iter().map(|turn| client::run(world, turn));
-                all.extend(try_join_all(turns).await?);
+                let turns = try_join_all(round.into_iter().map(|turn| client::run(world, turn)));
+                let swept = client::sweep(world, conversation, beside.take(), &all, &sweeps);
+                let (turns, swept) = tokio::try_join!(turns, swept)?;
+                sweeps.extend(swept);
+                all.extend(turns);
+                let mut planned = world.plan.sweep(conversation, number).filter(|_| is_swept);
+                beside = planned.take_if(|planned| planned.beside);
+                sweeps.extend(client::sweep(world, conversation, planned, &all, &sweeps).await?);
             }
-            Ok(all)
+            anyhow::Ok((all, sweeps))
         };
         let conversations = stream::iter(0..self.conversations)
-            .map(|conversation| converse(rounds(conversation)))
+            .map(converse)
             .buffer_unordered(self.at_once);
-        conversations.try_concat().await
+        let all: Vec<_> = conversations.try_collect().await?;
+        let (seen, sweeps): (Vec<_>, Vec<_>) = all.into_iter().unzip();
+        Ok((seen.concat(), sweeps.concat()))
     }
 }
 
@@ -214,26 +242,38 @@ impl Soak {
 fn report(world: &World, evidence: &Evidence, elapsed: Duration) -> Result<()> {
     let mut ends: BTreeMap<String, usize> = BTreeMap::new();
     for seen in &evidence.seen {
-        let end = match &seen.end {
-            End::Clean if seen.done => "Done".to_owned(),
-            End::Clean => "Error".to_owned(),
-            end => format!("{end:?}"),
+        let end = match seen.outcome {
+            Outcome::Once => format!(
+                "asked once: {:?}",
+                seen.connections.first().map(|it| it.end)
+            ),
+            Outcome::Told if seen.has.reason.as_deref() == Some("stopped") => {
+                "told: stopped".to_owned()
+            }
+            Outcome::Told if seen.has.is_done => "told: done".to_owned(),
+            Outcome::Told => "told: broken off by a bound".to_owned(),
+            outcome => format!("{outcome:?}"),
         };
         *ends.entry(end).or_default() += 1;
     }
+    let connections: usize = evidence
+        .seen
+        .iter()
+        .map(|seen| seen.connections.len())
+        .sum();
     println!(
-        "\n{} turns in {} conversations, {:.0} s; {} calls of Ollama; {} rows",
+        "\n{} turns in {} conversations, {:.0} s; {connections} connections; {} calls of Ollama; {} rows",
         evidence.seen.len(),
         world.plan.conversations,
         elapsed.as_secs_f64(),
         evidence.calls.len(),
-        evidence.row_count,
+        evidence.stored.row_count,
     );
-    println!("\nWhat clients saw");
+    println!("\nHow clients ended");
     for (end, count) in &ends {
         println!("  {count:>6}  {end}");
     }
-    println!("\nFaults");
+    println!("\nFaults and demands");
     for (fault, count) in &world.history().faults {
         println!("  {count:>6}  {fault}");
     }
@@ -253,7 +293,11 @@ fn report(world: &World, evidence: &Evidence, elapsed: Duration) -> Result<()> {
     let (count, seed) = (violations.len(), world.plan.seed);
     // They outlive the run.
     let logs = std::env::temp_dir().join(format!("llmchat-soak-{seed}.log"));
-    std::fs::write(&logs, world.log()?)?;
+    let mut log = world.log()?;
+    for (at, fault) in &world.history().timeline {
+        log += &format!("{at:?}: {fault:?}\n");
+    }
+    std::fs::write(&logs, log)?;
     bail!(
         "{count} violations; seed {seed}; the hosts' logs are in {}",
         logs.display()

@@ -1,20 +1,22 @@
 //! Everything around the clients: database, Ollama, hosts, the network between them, and the faults.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use llmchat_testkit::{Cluster, Database, Disk, Process, Row, Store, Variables, Wire};
+use llmchat_testkit::{Cluster, Database, Disk, Process, Store, Variables, Wire};
 use ollama_stand_in::{Request, Script, Server};
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
-use crate::auditor::Call;
-use crate::plan::{Fault, Plan, PlannedFault, TurnId};
+use crate::evidence::{Call, Row, Stored, TurnRow};
+use crate::plan::{Fault, Plan, PlannedFault};
+use crate::text::TurnId;
 
 /// The bounds that the hosts run with: short, so that running into one is cheap.
-const BOUNDS: [(&str, &str); 7] = [
+const BOUNDS: [(&str, &str); 8] = [
     ("ollama_connect_timeout", "1s"),
     ("ollama_first_byte_timeout", "1s"),
     ("ollama_idle_timeout", "1s"),
@@ -22,7 +24,14 @@ const BOUNDS: [(&str, &str); 7] = [
     ("client_stall_timeout", "2s"),
     ("comment_interval", "500ms"),
     ("turn_timeout", "15s"),
+    ("checkpoint_interval", "100ms"),
 ];
+
+/// How long a host that does nothing keeps its turns.
+const LEASE: Duration = Duration::from_secs(3);
+
+/// Bytes of a conversation that a model is sent: a long one does not fit.
+pub(crate) const HISTORY: usize = 8 << 10;
 
 /// Of the disk that the store is on: more than a run writes. In MiB.
 const DISK: usize = 256;
@@ -53,8 +62,10 @@ pub(crate) struct World {
 /// What has failed so far.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct History {
-    /// When each host was killed.
+    /// When each host was killed, or came back from a standstill.
     pub(crate) kills: Vec<(usize, Duration)>,
+    /// What was done to what, and when, for whoever looks into it.
+    pub(crate) timeline: Vec<(Duration, PlannedFault)>,
     /// The number of faults, by name.
     pub(crate) faults: BTreeMap<&'static str, usize>,
 }
@@ -68,10 +79,19 @@ impl World {
     ) -> Result<(Arc<Self>, mpsc::Receiver<PlannedFault>)> {
         let directory = TempDir::with_prefix("llmchat-soak-")?;
         let ollama = Server::scripted().await?;
-        ollama.answer(move |request| match turn_of(request) {
-            Some(id) if id.turn >= plan.turns => plan.closing(id.conversation).script(),
-            Some(id) => plan.turn(id).script(),
-            None => Script::refuse(400, "not of this run"),
+        let calls: Mutex<HashMap<TurnId, usize>> = Mutex::default();
+        ollama.answer(move |request| {
+            let Some(id) = turn_of(request) else {
+                return Script::refuse(400, "not of this run");
+            };
+            let mut calls = calls.lock().unwrap_or_else(PoisonError::into_inner);
+            let calls = calls.entry(id).or_default();
+            *calls += 1;
+            let turn = match id.turn >= plan.turns {
+                true => plan.closing(id.conversation),
+                false => plan.turn(id),
+            };
+            turn.script(*calls - 1)
         });
         let mut disk = None;
         let has_disk = Disk::is_possible();
@@ -111,6 +131,8 @@ impl World {
         let ollama = Wire::to(self.ollama.address()).await?;
         let mut all: Variables = BOUNDS.map(|(name, value)| (name, value.to_owned())).into();
         all.push(("ollama_url", format!("http://{}", ollama.address())));
+        all.push(("turn_lease", format!("{}s", LEASE.as_secs())));
+        all.push(("max_history_bytes", HISTORY.to_string()));
         let mut wire = None;
         if let Store::Postgres(database) = &self.store {
             let to_database = Wire::to(database.address()).await?;
@@ -161,6 +183,7 @@ impl World {
         let node = self.nodes.get(planned.host).context("no such host")?;
         let database = || node.database.as_ref().context("no wire to a database");
         self.count(fault.into());
+        self.history().timeline.push((self.now(), planned));
         match fault {
             Fault::DatabaseRestart | Fault::DatabaseCrash => {
                 let cluster = Cluster::shared().await?;
@@ -188,6 +211,13 @@ impl World {
                 }
                 node.host.stop().await?;
                 return node.host.up().await;
+            }
+            Fault::HostFreeze => {
+                node.host.freeze().await?;
+                tokio::time::sleep(LEASE + lasts).await;
+                // It finds its clients' time over.
+                self.history().kills.push((planned.host, self.now()));
+                return node.host.thaw().await;
             }
             Fault::DatabaseCut => database()?.cut(),
             Fault::DatabaseSilence => database()?.silence(),
@@ -240,18 +270,63 @@ impl World {
         calls.collect()
     }
 
-    /// All rows, by conversation, once nobody writes any more; and their number in the table.
-    pub(crate) async fn rows(&self) -> Result<(BTreeMap<usize, Vec<Row>>, usize)> {
-        if let Store::Postgres(database) = &self.store {
-            let wires = self.nodes.iter().filter_map(|node| node.database.as_ref());
-            wires.for_each(Wire::cut);
-            database.until_unused().await?;
+    /// All that is stored, once nobody writes any more.
+    pub(crate) async fn stored(&self) -> Result<Stored> {
+        let (as_json, order, columns) = match &self.store {
+            Store::Sqlite(_) => ("json_object", "turn_start, turn_id, rowid", SQLITE_COLUMNS),
+            Store::Postgres(database) => {
+                let wires = self.nodes.iter().filter_map(|node| node.database.as_ref());
+                wires.for_each(Wire::cut);
+                database.until_unused().await?;
+                let order = "coalesce(turn_start, time), turn_id, seq";
+                ("json_build_object", order, POSTGRES_COLUMNS)
+            }
+        };
+        let select = format!(
+            "SELECT CAST({as_json}('appid', appid, 'name', name, 'message', message, 'raw', raw, 'thinking', thinking,
+                'calls', calls, 'status', status, 'turn_id', turn_id, 'id', id) AS text)
+            FROM chatts ORDER BY {order}"
+        );
+        let mut stored = Stored::default();
+        for row in self.store.query(&select).await? {
+            let row: Value = serde_json::from_str(&row)?;
+            stored.row_count += 1;
+            let text = |name: &str| row.get(name).and_then(Value::as_str).map(str::to_owned);
+            let conversation = conversation_of(&text("appid").unwrap_or_default());
+            let rows = stored.rows.entry(conversation.unwrap_or(usize::MAX));
+            rows.or_default().push(Row {
+                role: text("name").unwrap_or_default(),
+                message: text("message").unwrap_or_default(),
+                raw: text("raw"),
+                thinking: text("thinking"),
+                calls: text("calls"),
+                status: text("status").unwrap_or_default(),
+                turn: text("turn_id").unwrap_or_default(),
+                id: text("id").unwrap_or_default(),
+            });
         }
-        let mut rows = BTreeMap::new();
-        for conversation in 0..self.plan.conversations {
-            rows.insert(conversation, self.store.rows(&app_id(conversation)).await?);
+        for row in self.store.query(columns).await? {
+            let row: Value = serde_json::from_str(&row)?;
+            let text = |name: &str| row.get(name).and_then(Value::as_str).map(str::to_owned);
+            let columns = row.as_object().context("a turn is no object")?.iter();
+            let columns = columns
+                .filter(|(name, value)| !(value.is_null() || NAMES.contains(&name.as_str())));
+            stored.turns.push(TurnRow {
+                turn: text("turn_id").unwrap_or_default(),
+                state: text("state").unwrap_or_default(),
+                code: text("code"),
+                attempt: text("attempt"),
+                reply_id: text("reply_id"),
+                columns: columns.map(|(name, _)| name.clone()).collect(),
+            });
         }
-        Ok((rows, self.store.row_count().await?))
+        let turns_in = async |table| {
+            let select = format!("SELECT DISTINCT CAST(turn_id AS text) FROM {table}");
+            self.store.query(&select).await
+        };
+        stored.runs = turns_in("chatts_runs").await?;
+        stored.parts = turns_in("chatts_parts").await?;
+        Ok(stored)
     }
 
     /// What the hosts have logged.
@@ -272,6 +347,21 @@ impl World {
 pub(crate) fn app_id(conversation: usize) -> String {
     format!("soak-{conversation}")
 }
+
+fn conversation_of(app_id: &str) -> Option<usize> {
+    app_id.strip_prefix("soak-")?.parse().ok()
+}
+
+/// What names a turn, and is there always.
+const NAMES: [&str; 4] = ["owner", "appid", "turn_id", "state"];
+
+const POSTGRES_COLUMNS: &str = "SELECT to_json(t)::text FROM chatts_turns AS t";
+
+/// All columns, as JSON objects.
+const SQLITE_COLUMNS: &str = "SELECT json_object('turn_id', turn_id, 'state', state, 'started', started, 'key', key,
+    'body_hash', body_hash, 'model', model, 'stream', stream, 'request', request, 'reply_id', reply_id,
+    'attempt', attempt, 'committed', committed, 'ended', ended, 'final', final, 'code', code, 'error', error,
+    'usage', usage, 'sent_bytes', sent_bytes, 'expires', expires) FROM chatts_turns";
 
 /// The turn that a request of llmchat's is made for.
 fn turn_of(request: &Request) -> Option<TurnId> {
