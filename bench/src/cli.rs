@@ -29,6 +29,11 @@ pub struct Options {
     #[arg(long, value_name = "URL=NAME[@PID]")]
     pub against: Vec<String>,
 
+    /// Another build of this program, whose llmchat is compared on both databases: the state before a change.
+    /// Its component must have been built too.
+    #[arg(long, value_name = "LLMCHAT-BENCH")]
+    pub before: Option<PathBuf>,
+
     /// Where the stand-in for Ollama listens; by default on a free port.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     pub stand_in: SocketAddr,

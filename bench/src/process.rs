@@ -1,13 +1,29 @@
 //! CPU time and memory of processes, and a description of the machine, from `/proc`.
 
 use anyhow::{Context, Result};
-use procfs::process::Process;
+use procfs::process::{Process, all_processes};
 use procfs::{CpuInfo, Current, LoadAverage};
 
 /// CPU seconds that a process has used, in user and kernel mode, in all its threads.
 pub fn cpu_seconds(pid: i32) -> Result<f64> {
     let stat = Process::new(pid)?.stat()?;
     Ok((stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64)
+}
+
+/// CPU seconds of the process that started this one and of all that it started, those that have ended included.
+pub fn family_cpu_seconds(pid: i32) -> Result<f64> {
+    let parent = Process::new(pid)?.stat()?.ppid;
+    // One that ends meanwhile is left out.
+    let stats = all_processes()?.filter_map(|process| process.and_then(|it| it.stat()).ok());
+    let ticks = stats.map(|stat| match stat {
+        _ if stat.pid == parent => {
+            // What it has waited for counts as its own.
+            stat.utime + stat.stime + (stat.cutime + stat.cstime).unsigned_abs()
+        }
+        _ if stat.ppid == parent => stat.utime + stat.stime,
+        _ => 0,
+    });
+    Ok(ticks.sum::<u64>() as f64 / procfs::ticks_per_second() as f64)
 }
 
 /// Resident memory in KiB.

@@ -20,6 +20,8 @@ pub struct Bench {
     /// How long one server is under load in one round.
     pub window: Duration,
     pub environment: Environment,
+    /// Those that llmchat is measured on.
+    pub databases: Vec<Kind>,
     pub servers: Vec<Server>,
     failures: RefCell<Vec<String>>,
 }
@@ -71,11 +73,16 @@ impl Bench {
         let others = options.against.iter().map(|text| Server::running(text));
         let others = others.collect::<Result<Vec<_>>>()?;
         let environment = Environment::start(options).await?;
-        let mut kinds = vec![Kind::Direct, Kind::PassThrough, Kind::Sqlite];
-        kinds.extend(environment.postgres.as_ref().map(|_| Kind::Postgres));
+        let mut databases = vec![Kind::Sqlite];
+        databases.extend(environment.postgres.as_ref().map(|_| Kind::Postgres));
         let mut servers = Vec::new();
-        for kind in kinds {
-            servers.push(environment.start_server(kind, None).await?);
+        for kind in [&[Kind::Direct, Kind::PassThrough], &*databases].concat() {
+            servers.push(environment.start_server(kind, &[]).await?);
+        }
+        if let Some(program) = &options.before {
+            for kind in &databases {
+                servers.push(environment.start_other(program, kind).await?);
+            }
         }
         servers.extend(others);
         Ok(Self {
@@ -83,6 +90,7 @@ impl Bench {
             rounds: options.rounds.unwrap_or(rounds),
             window: Duration::from_millis(window),
             environment,
+            databases,
             servers,
             failures: RefCell::default(),
         })
@@ -113,30 +121,7 @@ impl Bench {
         measure: impl AsyncFn(&Server) -> Result<[f64; N]>,
     ) -> Result<[Values; N]> {
         self.set_reply(reply).await?;
-        self.repeat(self.rounds, measure).await
-    }
-
-    /// Measures `N` figures of each server, `rounds` times.
-    pub async fn repeat<const N: usize>(
-        &self,
-        rounds: u64,
-        measure: impl AsyncFn(&Server) -> Result<[f64; N]>,
-    ) -> Result<[Values; N]> {
-        let mut measured = vec![Vec::new(); self.servers.len()];
-        for _ in 0..rounds {
-            for (server, rounds) in self.servers.iter().zip(&mut measured) {
-                let values = measure(server).await;
-                rounds.push(values.with_context(|| server.kind.to_string())?);
-            }
-        }
-        Ok(std::array::from_fn(|figure| {
-            let servers = self.servers.iter().zip(&measured);
-            let values = servers.map(|(server, rounds)| {
-                let values = rounds.iter().filter_map(|values| values.get(figure));
-                (server.kind.clone(), values.copied().collect())
-            });
-            values.collect()
-        }))
+        repeat(self.rounds, &self.servers, measure).await
     }
 
     /// Passes a run on, and records its failures.
@@ -149,4 +134,26 @@ impl Bench {
         }
         run
     }
+}
+
+/// Measures `N` figures of each server, `rounds` times.
+pub async fn repeat<const N: usize>(
+    rounds: u64,
+    servers: &[Server],
+    measure: impl AsyncFn(&Server) -> Result<[f64; N]>,
+) -> Result<[Values; N]> {
+    let mut measured = vec![Vec::new(); servers.len()];
+    for _ in 0..rounds {
+        for (server, rounds) in servers.iter().zip(&mut measured) {
+            let values = measure(server).await;
+            rounds.push(values.with_context(|| server.kind.to_string())?);
+        }
+    }
+    Ok(std::array::from_fn(|figure| {
+        let values = servers.iter().zip(&measured).map(|(server, rounds)| {
+            let values = rounds.iter().filter_map(|values| values.get(figure));
+            (server.kind.clone(), values.copied().collect())
+        });
+        values.collect()
+    }))
 }

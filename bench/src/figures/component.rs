@@ -6,8 +6,10 @@ use super::*;
 pub async fn measure(bench: &Bench) -> Result<Vec<Figure>> {
     let mut figures = statements(bench).await?;
     let environment = &bench.environment;
-    let shared = environment.start_server(Kind::Sqlite, None).await?;
-    let own = environment.start_server(Kind::Sqlite, Some(1)).await?;
+    let shared = environment.start_server(Kind::Sqlite, &[]).await?;
+    let own = environment
+        .start_server(Kind::Sqlite, &["--requests=1"])
+        .await?;
     let mut instance = Vec::new();
     for _ in 0..bench.rounds {
         instance.push(refusal(bench, &own).await? - refusal(bench, &shared).await?);
@@ -15,7 +17,7 @@ pub async fn measure(bench: &Bench) -> Result<Vec<Figure>> {
     let size = std::fs::metadata(manifest()?.source())?.len() as f64 / 1024.0;
     figures.extend([
         figure("start and end", "ms", Kind::Sqlite, instance, 0.05),
-        figure("its code (.wasm)", "KiB", Kind::Sqlite, vec![size], 512.0),
+        figure("its code (.wasm)", "KiB", Kind::Sqlite, vec![size], 640.0),
     ]);
     Ok(figures)
 }
@@ -37,9 +39,9 @@ async fn statements(bench: &Bench) -> Result<Vec<Figure>> {
     let load = server.load(reply);
     let prompts = load.sequence(if bench.quick { 5 } else { 50 });
     let database = server.database.as_ref().context("no database")?;
-    let (run, count) = postgres.statements(database, prompts).await?;
+    let (run, statements) = postgres.statements(database, prompts).await?;
     let turns = bench.checked(server, run).durations.len();
-    let count = vec![count as f64 / turns as f64];
+    let count = vec![statements.len() as f64 / turns as f64];
     let statements = figure("statements", "a turn", Kind::Postgres, count, 2.0);
     Ok(vec![statements])
 }

@@ -1,12 +1,14 @@
 //! What is measured, one module for each group of figures: the load, the values taken from it,
 //! and the goals.
 
+mod checkpoints;
 mod component;
 mod first_token;
 mod gaps;
 mod growth;
 mod streams;
 mod throughput;
+mod turns;
 
 use std::time::{Duration, Instant};
 
@@ -16,8 +18,8 @@ use clap::ValueEnum;
 use crate::load::prompts::{self, Prompts};
 use crate::load::{Connection, Run, Schedule};
 use crate::report::Relation::{self, AddedToDirect, TimesPassThrough};
-use crate::report::{Bound, Figure};
-use crate::run::Bench;
+use crate::report::{Bound, Figure, Values};
+use crate::run::{Bench, repeat};
 use crate::servers::{Kind, Reply, Server, manifest};
 use crate::stats::percentile;
 
@@ -34,6 +36,8 @@ pub enum Part {
     Growth,
     /// Many streams at once: whether they end in time, and their memory.
     Streams,
+    /// Checkpoints, going on after a lost connection, stopping.
+    Turns,
     /// Statements of a turn, start of an instance, size of the component.
     Component,
 }
@@ -52,6 +56,7 @@ impl Part {
             Self::Throughput => throughput::measure(bench).await,
             Self::Growth => growth::measure(bench).await,
             Self::Streams => streams::measure(bench).await,
+            Self::Turns => turns::measure(bench).await,
             Self::Component => component::measure(bench).await,
         }
     }

@@ -15,11 +15,11 @@ pub async fn measure(bench: &Bench) -> Result<Vec<Figure>> {
     let spread = Duration::from_secs_f64(seconds * 0.4);
     let rate = 20.0;
     let tokens = (seconds * rate) as usize;
-    let [late, over, late_at_once, over_at_once, memory, connections] = bench
-        .repeat(1, async |server| {
+    let [late, over, late_at_once, over_at_once, memory, connections] =
+        repeat(1, &bench.servers, async |server| {
             let fresh = match &server.kind {
                 Kind::Direct | Kind::Other(_) => None,
-                kind => Some(bench.environment.start_server(kind.clone(), None).await?),
+                kind => Some(bench.environment.start_server(kind.clone(), &[]).await?),
             };
             let server = fresh.as_ref().unwrap_or(server);
             let reply = Reply { tokens, rate };

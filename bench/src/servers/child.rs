@@ -4,6 +4,7 @@
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{self, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result};
@@ -20,12 +21,17 @@ pub struct Child {
 impl Child {
     /// Starts it with these arguments; returns when it listens.
     pub fn start(arguments: &[impl AsRef<OsStr>]) -> Result<Self> {
-        let mut process = Command::new(std::env::current_exe()?)
+        Self::start_program(&std::env::current_exe()?, arguments)
+    }
+
+    /// The same with another build of this program.
+    pub fn start_program(program: &Path, arguments: &[impl AsRef<OsStr>]) -> Result<Self> {
+        let mut process = Command::new(program)
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .context("cannot start a server process")?;
+            .with_context(|| format!("cannot start {}", program.display()))?;
         let mut stdout = BufReader::new(process.stdout.take().context("no stdout")?);
         let mut line = String::new();
         stdout.read_line(&mut line)?;

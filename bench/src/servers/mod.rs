@@ -13,7 +13,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use llmchat_host::{Manifest, Program};
-use llmchat_testkit::Database;
+use llmchat_testkit::{Client, Database};
 use serde::Serialize;
 
 use crate::cli::Options;
@@ -62,6 +62,9 @@ impl Reply {
     }
 }
 
+/// Where llmchat takes prompts.
+const LLMCHAT: &str = "/llmchat/";
+
 /// What the servers run on.
 pub struct Environment {
     pub postgres: Option<Postgres>,
@@ -101,33 +104,71 @@ impl Environment {
         Ok(())
     }
 
-    /// Starts a server, llmchat on a new database; `requests` limits those of an instance.
-    pub async fn start_server(&self, kind: Kind, requests: Option<usize>) -> Result<Server> {
-        let ollama = self.ollama.to_string();
-        let mut database = None;
-        let (path, child) = match kind {
-            Kind::Direct => ("/api/chat", None),
-            Kind::PassThrough => ("/api/chat", Some(Child::start(&["pass-through", &ollama])?)),
+    /// Starts a server, llmchat on a new database and with more arguments of [`serve::Serve::Llmchat`].
+    pub async fn start_server(&self, kind: Kind, more: &[&str]) -> Result<Server> {
+        self.start_server_for(self.ollama, kind, more).await
+    }
+
+    /// The same with another Ollama.
+    pub async fn start_server_for(
+        &self,
+        ollama: SocketAddr,
+        kind: Kind,
+        more: &[&str],
+    ) -> Result<Server> {
+        let (path, child, database) = match kind {
+            Kind::Direct => ("/api/chat", None, None),
+            Kind::PassThrough => {
+                let child = Child::start(&["pass-through", &ollama.to_string()])?;
+                ("/api/chat", Some(child), None)
+            }
             _ => {
-                let mut arguments = vec!["llmchat".to_owned(), ollama];
-                arguments.extend(requests.map(|requests| format!("--requests={requests}")));
-                if kind == Kind::Postgres {
-                    let postgres = self.postgres.as_ref().context("PostgreSQL was left out")?;
-                    let new = postgres.cluster.database().await?;
-                    arguments.push(format!("--database-url={}", new.url_at(new.address())));
-                    database = Some(new);
-                }
-                ("/llmchat/", Some(Child::start(&arguments)?))
+                let program = std::env::current_exe()?;
+                let (child, database) = self.start_llmchat(&program, ollama, &kind, more).await?;
+                (LLMCHAT, Some(child), database)
             }
         };
         Ok(Server {
             kind,
-            address: child.as_ref().map_or(self.ollama, |child| child.address),
+            address: child.as_ref().map_or(ollama, |child| child.address),
             path: path.to_owned(),
             pid: child.as_ref().map(|child| child.pid),
             database,
             _child: child,
         })
+    }
+
+    /// Starts the llmchat that another build of this program serves.
+    pub async fn start_other(&self, program: &Path, kind: &Kind) -> Result<Server> {
+        let started = self.start_llmchat(program, self.ollama, kind, &[]).await;
+        let (child, database) = started?;
+        Ok(Server {
+            kind: Kind::Other(format!("{kind}, before")),
+            address: child.address,
+            path: LLMCHAT.to_owned(),
+            pid: Some(child.pid),
+            database,
+            _child: Some(child),
+        })
+    }
+
+    async fn start_llmchat(
+        &self,
+        program: &Path,
+        ollama: SocketAddr,
+        kind: &Kind,
+        more: &[&str],
+    ) -> Result<(Child, Option<Database>)> {
+        let mut arguments = vec!["llmchat".to_owned(), ollama.to_string()];
+        arguments.extend(more.iter().map(|&argument| argument.to_owned()));
+        let mut database = None;
+        if *kind == Kind::Postgres {
+            let postgres = self.postgres.as_ref().context("PostgreSQL was left out")?;
+            let new = postgres.cluster.database().await?;
+            arguments.push(format!("--database-url={}", new.url_at(new.address())));
+            database = Some(new);
+        }
+        Ok((Child::start_program(program, &arguments)?, database))
     }
 }
 
@@ -172,6 +213,11 @@ impl Server {
     /// Whether it stores conversations; the others are sent them whole.
     pub fn stores_conversations(&self) -> bool {
         !matches!(self.kind, Kind::Direct | Kind::PassThrough)
+    }
+
+    /// A client of it that reads events whole, each request on a connection of its own.
+    pub fn client(&self) -> Client {
+        Client::of(self.address)
     }
 
     /// Load on it, on kept connections, by prompts that each begin a conversation.

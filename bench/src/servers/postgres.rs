@@ -8,6 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use llmchat_testkit::{Cluster, Database, until};
 
+use crate::process;
+
 pub struct Postgres {
     pub cluster: &'static Cluster,
     admin: Database,
@@ -34,18 +36,25 @@ impl Postgres {
         value(&self.admin, sql).await
     }
 
-    /// Counts the prepared statements that are executed in a database while `work` runs: those of
-    /// the component. (A pool resets its connections with plain text.)
+    /// The prepared statements that are executed in a database while `work` runs, those of the component,
+    /// each by its first line. (A pool resets its connections with plain text.)
     pub async fn statements<T>(
         &self,
         database: &Database,
         work: impl Future<Output = T>,
-    ) -> Result<(T, usize)> {
+    ) -> Result<(T, Vec<String>)> {
         // None is logged at any other time.
         self.set("log_statement", "all").await?;
         let done = work.await;
         self.set("log_statement", "none").await?;
-        Ok((done, database.executed()?.len()))
+        Ok((done, database.executed()?))
+    }
+
+    /// CPU seconds of all its processes.
+    pub async fn cpu_seconds(&self) -> Result<f64> {
+        let sql = "SELECT pg_backend_pid()";
+        let pid = value(&self.admin, sql).await?.parse()?;
+        process::family_cpu_seconds(pid)
     }
 
     /// Changes a setting for all connections, and waits until it is in force.

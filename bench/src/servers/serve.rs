@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Subcommand;
 use llmchat_host::{Host, InstanceLimits, Options, Program, runtime};
 use ollama_stand_in as stand_in;
@@ -41,6 +42,11 @@ pub enum Serve {
         /// The requests that one instance serves.
         #[arg(long)]
         requests: Option<usize>,
+        #[arg(long)]
+        threads: Option<NonZeroUsize>,
+        /// A setting of the operator's: NAME=VALUE.
+        #[arg(long)]
+        variable: Vec<String>,
     },
 }
 
@@ -61,6 +67,7 @@ pub fn run(what: Serve) -> Result<()> {
                     listen,
                     tokens: Some(tokens),
                     rate: (rate > 0.0).then_some(rate),
+                    logs: false,
                 };
                 let server = stand_in::Server::start(config).await?;
                 announce_and_wait(server.address()).await
@@ -77,10 +84,18 @@ pub fn run(what: Serve) -> Result<()> {
                 upstream,
                 database_url,
                 requests,
+                threads,
+                variable,
             } => {
                 let ollama = ("ollama_url".to_owned(), format!("http://{upstream}"));
                 let mut variables = BTreeMap::from([ollama]);
                 variables.extend(database_url.map(|url| ("database_url".to_owned(), url)));
+                for variable in &variable {
+                    let (name, value) = variable
+                        .split_once('=')
+                        .context("--variable: no NAME=VALUE")?;
+                    variables.insert(name.to_owned(), value.to_owned());
+                }
                 let mut instances = InstanceLimits::default();
                 instances.requests = requests.unwrap_or(instances.requests);
                 let state = TempDir::with_prefix("llmchat-bench-")?;
@@ -88,7 +103,7 @@ pub fn run(what: Serve) -> Result<()> {
                     listen: FREE_PORT.into(),
                     variables,
                     state_dir: Some(state.path().to_owned()),
-                    threads: runtime::default_threads(),
+                    threads: threads.unwrap_or_else(runtime::default_threads),
                     instances,
                     ..Options::default()
                 };
