@@ -150,8 +150,7 @@ impl Turn {
             repeat,
             attempt: new_attempt(&mut ids, &means.config),
         };
-        let room = Room::take(max_bytes);
-        let at_once = if room.is_some() { max_bytes } else { SMALL };
+        let (room, at_once) = room_for_past(max_bytes);
         let limit = means.config.timeouts.database;
         let begin = async |store: &Database| store.begin(&new, at_once).await;
         let begun = means.store.retry(ticker, limit, begin).await?;
@@ -179,8 +178,7 @@ impl Turn {
         let mut ids = Ids::draw();
         let attempt = new_attempt(&mut ids, &means.config);
         let max_bytes = means.config.limits.history_bytes;
-        let room = Room::take(max_bytes);
-        let at_once = if room.is_some() { max_bytes } else { SMALL };
+        let (room, at_once) = room_for_past(max_bytes);
         let limit = means.config.timeouts.database;
         let begin = async |store: &Database| {
             let again = store.begin_again(&name, &asked, &attempt, max_bytes, at_once);
@@ -384,6 +382,14 @@ struct Asking {
     body: Body,
     model: String,
     stream: bool,
+}
+
+/// Room for a past of so many bytes, if there is any at present, and the bytes of it that are read at once.
+fn room_for_past(max_bytes: usize) -> (Option<Room>, usize) {
+    match Room::take(max_bytes) {
+        Some(room) => (Some(room), max_bytes),
+        None => (None, SMALL),
+    }
 }
 
 /// What a turn that was to begin comes to.
