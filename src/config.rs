@@ -11,6 +11,8 @@ use std::time::Duration;
 use strum::{EnumString, VariantNames};
 use thiserror::Error;
 
+use crate::access::{self, Access};
+use crate::http::AllowedOrigins;
 use crate::reply::Whitespace;
 use crate::request::Limits;
 use crate::spin::variables;
@@ -37,6 +39,10 @@ pub(crate) struct Config {
     /// Bytes of the events of a reply, its last one excepted.
     pub(crate) max_stream_bytes: usize,
     pub(crate) timeouts: Timeouts,
+    /// Pages of other origins that are answered.
+    pub(crate) allowed_origins: AllowedOrigins,
+    /// Whose a request is.
+    pub(crate) access: Access,
 }
 
 /// The bounds on waits.
@@ -177,6 +183,11 @@ where
             checkpoint_interval: source.get("checkpoint_interval", duration).await?,
             turn_lease: source.get("turn_lease", duration).await?,
             turn: source.get("turn_timeout", duration).await?,
+        },
+        allowed_origins: source.get("allowed_origins", AllowedOrigins::read).await?,
+        access: Access {
+            keys: source.get("api_keys", access::keys).await?,
+            owner_header: source.get("owner_header", access::owner_header).await?,
         },
     })
 }

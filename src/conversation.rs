@@ -4,12 +4,15 @@
 //! request checks again. Knows no HTTP and no SQL, and of JSON only that of its own types.
 
 use std::fmt;
+use std::rc::Rc;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// Characters in the longest `appID`: the width of the `appid` column.
 pub const APP_ID_MAX_CHARS: usize = 155;
+/// Characters in the longest name of an owner.
+pub const OWNER_MAX_CHARS: usize = 155;
 /// Characters in the longest role.
 pub const ROLE_MAX_CHARS: usize = 64;
 /// The role of a completion.
@@ -58,6 +61,37 @@ fn without_nul(text: String) -> Result<String, InvalidText> {
         return Err(InvalidText::Nul);
     }
     Ok(text)
+}
+
+/// Whose a conversation is: somebody that the operator's settings name, or, where they name nobody, the empty one. Shared
+/// by all that one request does.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Owner(Rc<str>);
+
+impl Owner {
+    /// The name as it is stored.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A name of 1 to [`OWNER_MAX_CHARS`] characters, no NUL.
+impl TryFrom<&str> for Owner {
+    type Error = InvalidText;
+
+    fn try_from(name: &str) -> Result<Self, InvalidText> {
+        let name = bounded(name.to_owned(), OWNER_MAX_CHARS)?;
+        Ok(Self(name.into()))
+    }
+}
+
+/// What a conversation is known by. Two owners may choose the same `appID`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConversationName {
+    /// Whose it is.
+    pub owner: Owner,
+    /// What the owner calls it.
+    pub app_id: AppId,
 }
 
 /// The name of a conversation: 1 to [`APP_ID_MAX_CHARS`] characters, no NUL. It is a segment of a path too, so `.` and

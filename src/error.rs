@@ -104,6 +104,8 @@ pub enum RefusalCode {
     CursorGone,
     /// A browser sent it for a page of another origin.
     OriginRefused,
+    /// It does not tell whose it is.
+    Unauthorized,
     /// The body did not arrive in time.
     Timeout,
     /// The database failed before the stream began.
@@ -133,6 +135,7 @@ impl RefusalCode {
             Self::Busy => StatusCode::CONFLICT,
             Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
             Self::OriginRefused => StatusCode::FORBIDDEN,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::Timeout => StatusCode::REQUEST_TIMEOUT,
             Self::DatabaseFailed | Self::Misconfigured => StatusCode::INTERNAL_SERVER_ERROR,
         }

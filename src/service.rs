@@ -7,13 +7,15 @@ use std::rc::Rc;
 
 use http::Method;
 
+use crate::access::{Access, Unauthorized};
 use crate::api::Api;
 use crate::api::route::Route;
 use crate::clock::Ticker;
 use crate::config::{self, Config, InvalidVariable};
+use crate::conversation::Owner;
 use crate::error::{RefusalCode, Rejection};
 use crate::http::path::{self, Path};
-use crate::http::{self as client, BodyError, EventStream, RequestBody};
+use crate::http::{self as client, Answer, BodyError, EventStream, RequestBody, Sender};
 use crate::idempotency::{InvalidKey, Key, body_hash};
 use crate::log;
 use crate::permit::{Permit, REQUESTS_MAX};
@@ -27,27 +29,41 @@ use crate::turn::{Means, NotBegun, Opened, Turn};
 
 /// Answers a request: with a stream of events, or with a status and JSON.
 pub async fn handle(request: Request) -> Response {
-    let checked = check(&request).await;
+    match config::load().await {
+        Ok(config) => {
+            let sender = client::sender(&request, &config.allowed_origins);
+            let answer = respond(request, &sender, config.clone()).await;
+            answer.readable_by(sender, &config.allowed_origins).send()
+        }
+        Err(invalid) => reject(&invalid.into(), RequestBody::of(request)).send(),
+    }
+}
+
+async fn respond(request: Request, sender: &Sender, config: Rc<Config>) -> Answer {
+    let checked = match may_send(sender) {
+        Ok(()) if client::is_preflight(&request) => return client::preflight(),
+        Ok(()) => check(&request, &config),
+        Err(rejection) => Err(rejection),
+    };
     let head = Head::of(&request);
     let mut body = RequestBody::of(request);
     let answered = match checked {
-        Ok((route, path, config)) => answer(route, &path, head, &mut body, config).await,
+        Ok(checked) => answer(checked, head, &mut body, config).await,
         Err(rejection) => Err(rejection),
     };
-    match answered {
-        Ok(response) => response,
-        Err(rejection) => {
-            if !rejection.detail.is_empty() {
-                log::line(format_args!(
-                    "{}: {} {}",
-                    rejection.code.as_str(),
-                    rejection.error,
-                    rejection.detail
-                ));
-            }
-            client::rejection(&rejection, body)
-        }
+    answered.unwrap_or_else(|rejection| reject(&rejection, body))
+}
+
+fn reject(rejection: &Rejection, body: RequestBody) -> Answer {
+    if !rejection.detail.is_empty() {
+        log::line(format_args!(
+            "{}: {} {}",
+            rejection.code.as_str(),
+            rejection.error,
+            rejection.detail
+        ));
     }
+    client::rejection(rejection, body)
 }
 
 /// The headers that routes read.
@@ -79,19 +95,19 @@ impl Head {
 const EVENT_STREAM: &[u8] = b"text/event-stream";
 
 async fn answer(
-    route: Route,
-    path: &Path,
+    checked: Checked,
     head: Head,
     body: &mut RequestBody,
     config: Rc<Config>,
-) -> Result<Response, Rejection> {
+) -> Result<Answer, Rejection> {
+    let Checked { route, path, owner } = checked;
     let mut api = Api::new(config.clone());
     match route {
         Route::Prompt => {
             let key = head
                 .key
                 .map_err(|why| InvalidRequest::of_head("Idempotency-Key", why))?;
-            prompt(body, config, key, head.last).await
+            prompt(owner, body, config, key, head.last).await
         }
         Route::Again(name) => again(body, api, name).await,
         Route::Turn(name) if head.wants_stream => {
@@ -107,47 +123,79 @@ async fn answer(
                 is_head: head.is_head,
                 if_gone: NotBegun::Unknown,
             };
-            watch(name, watched, &[("vary", "accept")], ticker, means).await
+            let answer = watch(name, watched, ticker, means).await?;
+            Ok(answer.with("vary", "accept"))
         }
         Route::Turn(name) => api.turn(&name).await,
         Route::Stop(name) => api.stop(&name).await,
-        Route::Conversation(app_id) => api.page(&app_id, path).await,
-        Route::DeleteConversation(app_id) => api.delete(&app_id, Deletion::Conversation).await,
-        Route::DeleteFrom(name) => api.delete(&name.app_id, Deletion::From(name.turn)).await,
-        Route::DeleteTurn(name) => api.delete(&name.app_id, Deletion::Turn(name.turn)).await,
-        Route::DeleteReply(name) => api.delete(&name.app_id, Deletion::Reply(name.turn)).await,
+        Route::Conversation(name) => api.page(&name, &path).await,
+        Route::DeleteConversation(name) => api.delete(&name, Deletion::Conversation).await,
+        Route::DeleteFrom(TurnName { conversation, turn }) => {
+            api.delete(&conversation, Deletion::From(turn)).await
+        }
+        Route::DeleteTurn(TurnName { conversation, turn }) => {
+            api.delete(&conversation, Deletion::Turn(turn)).await
+        }
+        Route::DeleteReply(TurnName { conversation, turn }) => {
+            api.delete(&conversation, Deletion::Reply(turn)).await
+        }
     }
 }
 
-/// What can be checked before the body is read.
-async fn check(request: &Request) -> Result<(Route, Path, Rc<Config>), Rejection> {
-    if !client::is_own(request) {
-        return Err(Rejection::new(
-            RefusalCode::OriginRefused,
-            "A browser sent this for a page of another origin, which is not served. If the page is this server's own, a proxy in between changes `Host`: let it pass the one that the browser sent.",
-        ));
-    }
-    // Before the route: a GET at the start shows whether the variables are right.
-    let config = config::load().await?;
+fn may_send(sender: &Sender) -> Result<(), Rejection> {
+    let error = match sender {
+        Sender::Own | Sender::Allowed(_) => return Ok(()),
+        Sender::Refused => {
+            "A browser sent this for a page of another origin, which is not served: the server's operator can name that origin in `allowed_origins`. If the page is this server's own, a proxy in between changes `Host`: let it pass the one that the browser sent."
+        }
+        Sender::WithCookies => {
+            "A browser sent this with cookies for a page of another origin, and `allowed_origins` is `*`: leave them out (`credentials: \"omit\"`), or let the operator name the origin."
+        }
+    };
+    Err(Rejection::new(RefusalCode::OriginRefused, error))
+}
+
+/// What a request comes to before its body is read.
+struct Checked {
+    route: Route,
+    path: Path,
+    owner: Owner,
+}
+
+fn check(request: &Request, config: &Config) -> Result<Checked, Rejection> {
+    let owner = owner(request, &config.access)?;
     let (method, path) = client::target(request);
     let path = Path::parse(&path).map_err(InvalidRequest::from)?;
-    let route = Route::of(method.as_ref(), &path)?;
+    let route = Route::of(method.as_ref(), &path, &owner)?;
     if !client::is_plain(request) {
         return Err(Rejection::new(
             RefusalCode::UnsupportedEncoding,
             "The body is compressed: send it without `content-encoding`.",
         ));
     }
-    Ok((route, path, config))
+    Ok(Checked { route, path, owner })
+}
+
+/// Whose request it is.
+fn owner(request: &Request, access: &Access) -> Result<Owner, Unauthorized> {
+    let values = |is_read: bool, name: &str| match is_read {
+        true => client::values(request, name),
+        false => Vec::new(),
+    };
+    let authorization = values(!access.keys.is_empty(), "authorization");
+    let header = access.owner_header.as_deref();
+    let named = values(header.is_some(), header.unwrap_or_default());
+    access.owner(&authorization, &named)
 }
 
 /// `POST /llmchat/`.
 async fn prompt(
+    owner: Owner,
     body: &mut RequestBody,
     config: Rc<Config>,
     key: Option<Key>,
     last: LastEventId,
-) -> Result<Response, Rejection> {
+) -> Result<Answer, Rejection> {
     let permit = Permit::take(config.max_concurrent_turns);
     let mut ticker = Ticker::new(config.timeouts.tick());
     let (bytes, limits) = read(body, &config, &permit, &mut ticker).await?;
@@ -169,16 +217,12 @@ async fn prompt(
         key: key.hash().to_string(),
         body: body_hash(&request).to_string(),
     });
-    let opened = Turn::open(request, repeat, &mut ticker, means).await?;
+    let opened = Turn::open(owner, request, repeat, &mut ticker, means).await?;
     reply(opened, last, NotBegun::Deleted, ticker).await
 }
 
 /// `POST …/turns/{turn}/again`.
-async fn again(
-    body: &mut RequestBody,
-    mut api: Api,
-    name: TurnName,
-) -> Result<Response, Rejection> {
+async fn again(body: &mut RequestBody, mut api: Api, name: TurnName) -> Result<Answer, Rejection> {
     let permit = Permit::take(api.config.max_concurrent_turns);
     let (bytes, limits) = read(body, &api.config, &permit, &mut api.ticker).await?;
     let changes = Changes::parse(&bytes, &limits)?;
@@ -230,27 +274,26 @@ async fn reply(
     last: LastEventId,
     if_gone: NotBegun,
     ticker: Ticker,
-) -> Result<Response, Rejection> {
+) -> Result<Answer, Rejection> {
     match opened {
         Opened::Run(turn) => {
             let context = turn.context().to_string();
-            let headers = [("x-context", context.as_str())];
-            let (response, client) = turn_stream(turn.name(), &headers);
+            let (answer, client) = turn_stream(turn.name());
             let turn = match last {
                 LastEventId::Absent => turn,
                 _ => turn.restart(),
             };
             spawn(turn.run(client, ticker));
-            Ok(response)
+            Ok(answer.with("x-context", context))
         }
         Opened::Watch(name, means) => {
-            let headers = [("idempotency-replayed", "true")];
             let watched = Watched {
                 last,
                 is_head: false,
                 if_gone,
             };
-            watch(name, watched, &headers, ticker, means).await
+            let answer = watch(name, watched, ticker, means).await?;
+            Ok(answer.with("idempotency-replayed", "true"))
         }
     }
 }
@@ -268,10 +311,9 @@ struct Watched {
 async fn watch(
     name: TurnName,
     watched: Watched,
-    headers: &[(&str, &str)],
     mut ticker: Ticker,
     means: Means,
-) -> Result<Response, Rejection> {
+) -> Result<Answer, Rejection> {
     let watcher = Watcher::open(name, watched.last, &mut ticker, means).await?;
     let Some(watcher) = watcher else {
         return Err(watched.if_gone.into());
@@ -279,21 +321,24 @@ async fn watch(
     if watcher.is_known() {
         return Ok(client::no_content());
     }
-    let (response, client) = turn_stream(watcher.name(), headers);
+    let (answer, client) = turn_stream(watcher.name());
     match watched.is_head {
         true => spawn(client.close()),
         false => spawn(watcher.run(client, ticker)),
     }
-    Ok(response)
+    Ok(answer)
 }
 
 /// The head of a turn's stream.
-fn turn_stream(name: &TurnName, more: &[(&str, &str)]) -> (Response, EventStream) {
+fn turn_stream(name: &TurnName) -> (Answer, EventStream) {
     let id = name.turn.to_string();
-    let location = format!("/llmchat/{}/turns/{id}", path::encode(name.app_id.as_str()));
-    let mut headers = vec![("x-turn-id", id.as_str()), ("location", &location)];
-    headers.extend_from_slice(more);
-    client::event_stream(&headers)
+    let app_id = path::encode(name.conversation.app_id.as_str());
+    let location = format!("/llmchat/{app_id}/turns/{id}");
+    let (answer, client) = client::event_stream();
+    (
+        answer.with("x-turn-id", id).with("location", location),
+        client,
+    )
 }
 
 fn body_failed(error: BodyError, limit: usize) -> Rejection {
@@ -307,6 +352,13 @@ fn body_failed(error: BodyError, limit: usize) -> Rejection {
             "The bodies of other requests take up the memory: send this one again later.",
         ),
         BodyError::BrokeOff => Rejection::new(RefusalCode::BodyBrokeOff, "The body broke off."),
+    }
+}
+
+impl From<Unauthorized> for Rejection {
+    fn from(reason: Unauthorized) -> Self {
+        Self::new(RefusalCode::Unauthorized, reason.to_string())
+            .with_header("www-authenticate", "Bearer realm=\"llmchat\"")
     }
 }
 

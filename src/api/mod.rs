@@ -2,14 +2,14 @@
 
 use std::rc::Rc;
 
-use crate::spin::wasip3::http::types::Response;
+use http::StatusCode;
 
 use crate::clock::Ticker;
 use crate::config::Config;
-use crate::conversation::AppId;
+use crate::conversation::ConversationName;
 use crate::error::{RefusalCode, Rejection};
 use crate::http::path::Path;
-use crate::http::{self as client};
+use crate::http::{self as client, Answer};
 use crate::request::InvalidRequest;
 use crate::store::{Database, Deletion, Stopped, TurnName, TurnView};
 
@@ -39,36 +39,36 @@ impl Api {
     }
 
     /// `GET …/turns/{turn}`, as JSON.
-    pub(crate) async fn turn(&mut self, name: &TurnName) -> Result<Response, Rejection> {
+    pub(crate) async fn turn(&mut self, name: &TurnName) -> Result<Answer, Rejection> {
         let view = self.read(name).await?;
-        let headers = [("vary", "accept")];
-        Ok(client::json(200, &headers, view::turn(name.turn, &view)))
+        Ok(client::json(StatusCode::OK, view::turn(name.turn, &view)).with("vary", "accept"))
     }
 
     /// `POST …/turns/{turn}/stop`.
-    pub(crate) async fn stop(&mut self, name: &TurnName) -> Result<Response, Rejection> {
+    pub(crate) async fn stop(&mut self, name: &TurnName) -> Result<Answer, Rejection> {
         let limit = self.config.timeouts.database;
         let stop = async |store: &Database| store.stop(name).await;
         let status = match self.store.retry(&mut self.ticker, limit, stop).await? {
-            Stopped::Running => 202,
-            Stopped::Ended => 200,
+            Stopped::Running => StatusCode::ACCEPTED,
+            Stopped::Ended => StatusCode::OK,
             Stopped::Unknown => return Err(unknown()),
         };
         let view = self.read(name).await?;
-        Ok(client::json(status, &[], view::turn(name.turn, &view)))
+        Ok(client::json(status, view::turn(name.turn, &view)))
     }
 
     /// The deletions: in pieces, until all is gone that was there when the request came.
     pub(crate) async fn delete(
         &mut self,
-        app_id: &AppId,
+        conversation: &ConversationName,
         deletion: Deletion,
-    ) -> Result<Response, Rejection> {
+    ) -> Result<Answer, Rejection> {
         let limit = self.config.timeouts.database;
         let mut until = None;
         loop {
             let delete = async |store: &Database| {
-                store.delete(app_id, deletion, until, DELETED_AT_ONCE).await
+                let delete = store.delete(conversation, deletion, until, DELETED_AT_ONCE);
+                delete.await
             };
             match self.store.retry(&mut self.ticker, limit, delete).await? {
                 Some(next) => until = next,
@@ -80,9 +80,9 @@ impl Api {
     /// `GET /llmchat/{appID}`.
     pub(crate) async fn page(
         &mut self,
-        app_id: &AppId,
+        conversation: &ConversationName,
         path: &Path,
-    ) -> Result<Response, Rejection> {
+    ) -> Result<Answer, Rejection> {
         let limit = path.parameter("limit").map_err(InvalidRequest::from)?;
         let limit = limit.map_or(Ok(PAGE), |limit| messages(&limit))?;
         let before = path.parameter("before").map_err(InvalidRequest::from)?;
@@ -90,14 +90,18 @@ impl Api {
             .map(|before| route::id("before", &before))
             .transpose()?;
         let max_bytes = self.config.limits.history_bytes;
-        let read = async |store: &Database| store.page(app_id, before, limit, max_bytes).await;
+        let read =
+            async |store: &Database| store.page(conversation, before, limit, max_bytes).await;
         let timeout = self.config.timeouts.database;
         let page = self.store.retry(&mut self.ticker, timeout, read).await?;
         let page = page.ok_or_else(|| {
             let error = "The message that the page should end before is gone: begin with the newest page again.";
             Rejection::new(RefusalCode::CursorGone, error)
         })?;
-        Ok(client::json(200, &[], view::page(app_id, &page)))
+        Ok(client::json(
+            StatusCode::OK,
+            view::page(&conversation.app_id, &page),
+        ))
     }
 
     /// A turn as it stands.

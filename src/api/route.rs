@@ -3,7 +3,7 @@
 use http::Method;
 use uuid::Uuid;
 
-use crate::conversation::AppId;
+use crate::conversation::{AppId, ConversationName, Owner};
 use crate::error::{RefusalCode, Rejection};
 use crate::http::path::{InvalidPath, Path};
 use crate::request::InvalidRequest;
@@ -15,9 +15,9 @@ pub(crate) enum Route {
     /// `POST /llmchat/`: a prompt, answered by an event stream.
     Prompt,
     /// `GET /llmchat/{appID}`: a page of the conversation.
-    Conversation(AppId),
+    Conversation(ConversationName),
     /// `DELETE /llmchat/{appID}`.
-    DeleteConversation(AppId),
+    DeleteConversation(ConversationName),
     /// `DELETE /llmchat/{appID}/turns?from={turn}`: it and all later ones.
     DeleteFrom(TurnName),
     /// `GET …/turns/{turn}`: as a stream, or as it stands.
@@ -35,8 +35,8 @@ pub(crate) enum Route {
 /// A place that requests can go to, whatever their method.
 enum Place {
     Prompts,
-    Conversation(AppId),
-    Turns(AppId),
+    Conversation(ConversationName),
+    Turns(ConversationName),
     Turn(TurnName),
     Reply(TurnName),
     Stop(TurnName),
@@ -44,9 +44,13 @@ enum Place {
 }
 
 impl Route {
-    /// The route of a request.
-    pub(crate) fn of(method: Option<&Method>, path: &Path) -> Result<Self, Rejection> {
-        let place = Place::of(path)?;
+    /// The route of a request of `owner`.
+    pub(crate) fn of(
+        method: Option<&Method>,
+        path: &Path,
+        owner: &Owner,
+    ) -> Result<Self, Rejection> {
+        let place = Place::of(path, owner)?;
         let get = [&Method::GET, &Method::HEAD];
         let is = |wanted: &[&Method]| method.is_some_and(|method| wanted.contains(&method));
         Ok(match place {
@@ -54,23 +58,21 @@ impl Route {
             Place::Prompts | Place::Stop(_) | Place::Again(_) if !is(&[&Method::POST]) => {
                 return Err(not_allowed("POST"));
             }
-            Place::Conversation(app_id) if is(&get) => Self::Conversation(app_id),
-            Place::Conversation(app_id) if is(&[&Method::DELETE]) => {
-                Self::DeleteConversation(app_id)
-            }
+            Place::Conversation(name) if is(&get) => Self::Conversation(name),
+            Place::Conversation(name) if is(&[&Method::DELETE]) => Self::DeleteConversation(name),
             Place::Turn(name) if is(&get) => Self::Turn(name),
             Place::Turn(name) if is(&[&Method::DELETE]) => Self::DeleteTurn(name),
             Place::Conversation(_) | Place::Turn(_) => {
                 return Err(not_allowed("GET, HEAD, DELETE"));
             }
-            Place::Turns(app_id) if is(&[&Method::DELETE]) => {
+            Place::Turns(conversation) if is(&[&Method::DELETE]) => {
                 let from = path.parameter("from").map_err(InvalidRequest::from)?;
                 let Some(from) = from else {
                     let why = "must name the turn from which on all are to be deleted";
                     return Err(InvalidRequest::of_head("from", why).into());
                 };
                 let turn = turn_id(&from)?;
-                Self::DeleteFrom(TurnName { app_id, turn })
+                Self::DeleteFrom(TurnName { conversation, turn })
             }
             Place::Reply(name) if is(&[&Method::DELETE]) => Self::DeleteReply(name),
             Place::Turns(_) | Place::Reply(_) => return Err(not_allowed("DELETE")),
@@ -82,7 +84,7 @@ impl Route {
 }
 
 impl Place {
-    fn of(path: &Path) -> Result<Self, Rejection> {
+    fn of(path: &Path, owner: &Owner) -> Result<Self, Rejection> {
         let segments = path.segments();
         let Some((&"llmchat", rest)) = segments.split_first() else {
             return Err(not_found());
@@ -92,16 +94,18 @@ impl Place {
         };
         let app_id = AppId::try_from((*app_id).to_owned())
             .map_err(|why| InvalidRequest::of_head("appID in the path", why))?;
+        let owner = owner.clone();
+        let conversation = ConversationName { owner, app_id };
         let name = |turn: &str| {
             let turn = turn_id(turn)?;
             Ok::<_, Rejection>(TurnName {
-                app_id: app_id.clone(),
+                conversation: conversation.clone(),
                 turn,
             })
         };
         Ok(match rest {
-            [] => Self::Conversation(app_id),
-            ["turns"] => Self::Turns(app_id),
+            [] => Self::Conversation(conversation),
+            ["turns"] => Self::Turns(conversation),
             ["turns", turn] => Self::Turn(name(turn)?),
             ["turns", turn, "reply"] => Self::Reply(name(turn)?),
             ["turns", turn, "stop"] => Self::Stop(name(turn)?),
@@ -149,7 +153,7 @@ mod tests {
 
     fn route(method: Method, path: &str) -> Result<Route, (RefusalCode, Vec<&'static str>)> {
         let path = Path::parse(path).unwrap();
-        Route::of(Some(&method), &path).map_err(|rejection| {
+        Route::of(Some(&method), &path, &Owner::default()).map_err(|rejection| {
             let allowed = rejection.headers.iter().map(|(_, allowed)| *allowed);
             (rejection.code, allowed.collect())
         })
@@ -215,8 +219,12 @@ mod tests {
 
     #[test]
     fn names_are_decoded_once_and_turns_are_uuids() {
-        let conversation =
-            |name: &str| Route::Conversation(AppId::try_from(name.to_owned()).unwrap());
+        let conversation = |name: &str| {
+            Route::Conversation(ConversationName {
+                owner: Owner::default(),
+                app_id: AppId::try_from(name.to_owned()).unwrap(),
+            })
+        };
         assert_eq!(
             route(Method::GET, "/llmchat/a%2Fb%252F+"),
             Ok(conversation("a/b%2F+"))

@@ -7,16 +7,19 @@ use http::Method;
 use crate::spin::wasip3::http::types::{Fields, Method as WasiMethod, Request};
 
 mod body;
+mod cors;
 mod events;
 mod origin;
 pub(crate) mod path;
 mod response;
 
 pub(crate) use body::{BodyError, RequestBody};
+pub(crate) use cors::preflight;
 #[cfg(test)]
 pub(crate) use events::tests;
 pub(crate) use events::{BodyWriter, EventStream, Sink};
-pub(crate) use response::{event_stream, json, no_content, rejection};
+pub(crate) use origin::{AllowedOrigins, Sender};
+pub(crate) use response::{Answer, event_stream, json, no_content, rejection};
 
 /// A request's method, and its path with the query.
 pub(crate) fn target(request: &Request) -> (Option<Method>, String) {
@@ -24,23 +27,43 @@ pub(crate) fn target(request: &Request) -> (Option<Method>, String) {
     (method(&request.get_method()), path)
 }
 
-/// Whether the request comes from no page, or from one of this server's own origin.
-pub(crate) fn is_own(request: &Request) -> bool {
+/// Who sent a request.
+pub(crate) fn sender(request: &Request, allowed: &AllowedOrigins) -> Sender {
     let headers = request.get_headers();
     let (origins, sites) = (headers.get("origin"), headers.get("sec-fetch-site"));
     if origins.is_empty() && sites.is_empty() {
-        return true;
+        return Sender::Own;
     }
     let authority = request.get_authority().or_else(|| {
         let host = headers.get("host").into_iter().next()?;
         String::from_utf8(host).ok()
     });
+    let is_link = || {
+        let (method, path) = target(request);
+        let mode = headers.get("sec-fetch-mode");
+        method == Some(Method::GET) && path == "/" && mode == [b"navigate"]
+    };
     origin::Provenance {
         origins: &origins,
         sites: &sites,
         authority: authority.as_deref(),
+        has_cookie: headers.has("cookie"),
+        is_link: origins.is_empty() && is_link(),
     }
-    .is_own()
+    .sender(allowed)
+}
+
+/// Whether a browser asks whether it may send a request (Fetch standard, 3.2.2).
+pub(crate) fn is_preflight(request: &Request) -> bool {
+    let headers = request.get_headers();
+    method(&request.get_method()) == Some(Method::OPTIONS)
+        && headers.has("origin")
+        && headers.has("access-control-request-method")
+}
+
+/// Every value of a request's header.
+pub(crate) fn values(request: &Request, name: &str) -> Vec<Vec<u8>> {
+    request.get_headers().get(name)
 }
 
 /// Whether the body is sent as it is, and not compressed.
@@ -68,10 +91,10 @@ fn method(method: &WasiMethod) -> Option<Method> {
 }
 
 /// Headers in one host call. Their names and values are valid, and not forbidden.
-pub(crate) fn fields(headers: &[(&str, &str)]) -> Fields {
+pub(crate) fn fields<'a>(headers: impl IntoIterator<Item = (&'a str, &'a str)>) -> Fields {
     let headers: Vec<_> = headers
-        .iter()
-        .map(|(name, value)| ((*name).to_owned(), value.as_bytes().to_vec()))
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec()))
         .collect();
     Fields::from_list(&headers).unwrap_or_else(|_| Fields::new())
 }

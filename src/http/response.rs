@@ -1,73 +1,120 @@
-//! The heads of answers: JSON for a rejection, or the start of an event stream.
+//! Answers: JSON, nothing, or the start of an event stream.
+
+use std::borrow::Cow;
+
+use http::StatusCode;
 
 use super::body::RequestBody;
 use super::events::{BodyWriter, EventStream};
 use super::fields;
 use crate::error::Rejection;
-use crate::spin::wasip3::http::types::{ErrorCode, Response};
+use crate::spin::wasip3::http::types::{ErrorCode, Fields, Response};
 use crate::spin::wasip3::{spawn, wit_future, wit_stream};
+use crate::spin::wit_bindgen::{FutureReader, StreamReader};
 
-/// A rejection in JSON. The rest of the request's `body` is read only once it is on its way, so that a client
-/// that awaits `100 Continue` sends none.
-pub(crate) fn rejection(rejection: &Rejection, body: RequestBody) -> Response {
-    let json = rejection.to_json();
-    let length = json.len().to_string();
-    let mut headers = vec![
-        ("content-type", "application/json"),
-        ("content-length", &length),
-        ("cache-control", "no-store"),
-    ];
-    headers.extend_from_slice(&rejection.headers);
-    let (mut writer, reader) = wit_stream::new();
-    let (_, trailers) = wit_future::new(|| Ok(None));
-    spawn(async move {
-        writer.write_all(json).await;
-        drop(writer);
-        body.discard().await;
-    });
-    let (response, _) = Response::new(fields(&headers), Some(reader), trailers);
-    let _ = response.set_status_code(rejection.code.status().as_u16());
-    response
+/// An answer whose head can still be added to.
+pub(crate) struct Answer {
+    status: StatusCode,
+    headers: Vec<(&'static str, Cow<'static, str>)>,
+    body: Body,
 }
 
-/// An answer in JSON, with `more` headers.
-pub(crate) fn json(status: u16, more: &[(&str, &str)], json: Vec<u8>) -> Response {
+enum Body {
+    None,
+    /// With what is left of the request's.
+    Whole(Vec<u8>, Option<RequestBody>),
+    Stream(StreamReader<u8>, FutureReader<Trailers>),
+}
+
+type Trailers = Result<Option<Fields>, ErrorCode>;
+
+impl Answer {
+    /// The same with a header. Values of `vary` are put together.
+    pub(crate) fn with(mut self, name: &'static str, value: impl Into<Cow<'static, str>>) -> Self {
+        let value = value.into();
+        let same = self.headers.iter_mut().find(|(other, _)| *other == name);
+        match same {
+            Some((_, first)) if name == "vary" => *first = format!("{first}, {value}").into(),
+            _ => self.headers.push((name, value)),
+        }
+        self
+    }
+
+    /// Its head, and what sends its body.
+    pub(crate) fn send(self) -> Response {
+        let headers = self.headers.iter();
+        let headers = fields(headers.map(|(name, value)| (*name, value.as_ref())));
+        let no_trailers = || wit_future::new(|| Ok(None)).1;
+        let (body, trailers) = match self.body {
+            Body::None => (None, no_trailers()),
+            Body::Stream(body, trailers) => (Some(body), trailers),
+            Body::Whole(bytes, unread) => {
+                let (mut writer, reader) = wit_stream::new();
+                spawn(async move {
+                    writer.write_all(bytes).await;
+                    drop(writer);
+                    // Only once it is on its way, so that a client that awaits `100 Continue` sends none.
+                    if let Some(unread) = unread {
+                        unread.discard().await;
+                    }
+                });
+                (Some(reader), no_trailers())
+            }
+        };
+        let (response, _) = Response::new(headers, body, trailers);
+        let _ = response.set_status_code(self.status.as_u16());
+        response
+    }
+}
+
+/// A rejection in JSON. The rest of the request's `body` is read and forgotten.
+pub(crate) fn rejection(rejection: &Rejection, body: RequestBody) -> Answer {
+    let headers = rejection.headers.iter();
+    headers.fold(
+        whole(rejection.code.status(), rejection.to_json(), Some(body)),
+        |answer, (name, value)| answer.with(name, *value),
+    )
+}
+
+/// An answer in JSON.
+pub(crate) fn json(status: StatusCode, json: Vec<u8>) -> Answer {
+    whole(status, json, None)
+}
+
+fn whole(status: StatusCode, json: Vec<u8>, unread: Option<RequestBody>) -> Answer {
     let length = json.len().to_string();
-    let mut headers = vec![
-        ("content-type", "application/json"),
-        ("content-length", length.as_str()),
-        ("cache-control", "no-store"),
-    ];
-    headers.extend_from_slice(more);
-    let (mut writer, reader) = wit_stream::new();
-    let (_, trailers) = wit_future::new(|| Ok(None));
-    spawn(async move {
-        writer.write_all(json).await;
-    });
-    let (response, _) = Response::new(fields(&headers), Some(reader), trailers);
-    let _ = response.set_status_code(status);
-    response
+    Answer {
+        status,
+        headers: vec![
+            ("content-type", "application/json".into()),
+            ("content-length", length.into()),
+            ("cache-control", "no-store".into()),
+        ],
+        body: Body::Whole(json, unread),
+    }
 }
 
 /// An answer without a body: there is nothing more.
-pub(crate) fn no_content() -> Response {
-    let (_, trailers) = wit_future::new(|| Ok(None));
-    let (response, _) = Response::new(fields(&[("cache-control", "no-store")]), None, trailers);
-    let _ = response.set_status_code(204);
-    response
+pub(crate) fn no_content() -> Answer {
+    Answer {
+        status: StatusCode::NO_CONTENT,
+        headers: vec![("cache-control", "no-store".into())],
+        body: Body::None,
+    }
 }
 
-/// The head of an event stream, with `more` headers, and the end that events are written to.
-pub(crate) fn event_stream(more: &[(&str, &str)]) -> (Response, EventStream) {
-    let mut headers = vec![
-        ("content-type", "text/event-stream; charset=utf-8"),
-        ("cache-control", "no-cache, no-transform"),
-        ("x-accel-buffering", "no"),
-    ];
-    headers.extend_from_slice(more);
+/// An event stream, and the end that events are written to.
+pub(crate) fn event_stream() -> (Answer, EventStream) {
     let (writer, reader) = wit_stream::new();
     let (end, trailers) = wit_future::new(|| Err(ErrorCode::ConnectionTerminated));
-    // Its status is 200 by default.
-    let (response, _) = Response::new(fields(&headers), Some(reader), trailers);
-    (response, EventStream::new(BodyWriter::new(writer, end)))
+    let answer = Answer {
+        status: StatusCode::OK,
+        headers: vec![
+            ("content-type", "text/event-stream; charset=utf-8".into()),
+            ("cache-control", "no-cache, no-transform".into()),
+            ("x-accel-buffering", "no".into()),
+        ],
+        body: Body::Stream(reader, trailers),
+    };
+    (answer, EventStream::new(BodyWriter::new(writer, end)))
 }

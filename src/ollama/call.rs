@@ -104,10 +104,10 @@ pub(crate) async fn send(
 fn request(url: &OllamaUrl, body: Body, room: Option<Room>, timeouts: &Timeouts) -> Request {
     let body = body.into_pieces();
     let length: usize = body.iter().map(Vec::len).sum();
-    let headers = fields(&[
+    let headers = fields([
         ("content-type", "application/json"),
         ("accept-encoding", "identity"),
-        ("content-length", &length.to_string()),
+        ("content-length", length.to_string().as_str()),
     ]);
 
     let options = RequestOptions::new();

@@ -32,7 +32,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use crate::clock::Ticker;
-use crate::conversation::AppId;
+use crate::conversation::ConversationName;
 use crate::reply::position::Attempt;
 use postgres::Postgres;
 use retry::Bounds;
@@ -60,9 +60,8 @@ const PAST_MESSAGES_MAX: i64 = 65_536;
 /// What precedes a prompt: as much of its conversation as fits.
 #[derive(Debug, Clone)]
 pub(crate) struct Window {
-    /// The turn's id, a UUID v7.
-    pub(crate) turn: Uuid,
-    pub(crate) app_id: AppId,
+    /// The turn, its id a UUID v7.
+    pub(crate) name: TurnName,
     /// Bytes of the prompt.
     pub(crate) prompt_bytes: usize,
     /// Whether all that precedes the prompt may be left out.
@@ -213,23 +212,23 @@ impl Database {
     /// Deletes up to `rows` rows. Returns until when it deletes, to be given again, where some are left.
     pub(crate) async fn delete(
         &self,
-        app_id: &AppId,
+        conversation: &ConversationName,
         deletion: Deletion,
         until: Option<i64>,
         rows: usize,
     ) -> Result<Option<Option<i64>>, StoreError> {
-        call!(self, delete(app_id, deletion, until, rows))
+        call!(self, delete(conversation, deletion, until, rows))
     }
 
     /// Reads a page of a conversation. `None` where the message that it should end before is gone.
     pub(crate) async fn page(
         &self,
-        app_id: &AppId,
+        conversation: &ConversationName,
         before: Option<Uuid>,
         limit: usize,
         max_bytes: usize,
     ) -> Result<Option<Page>, StoreError> {
-        call!(self, page(app_id, before, limit, max_bytes))
+        call!(self, page(conversation, before, limit, max_bytes))
     }
 }
 

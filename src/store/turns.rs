@@ -9,13 +9,13 @@ use uuid::Uuid;
 
 use super::cells::{Row, required};
 use super::{StoreError, Window};
-use crate::conversation::{AppId, Context, Message};
+use crate::conversation::{Context, ConversationName, Message};
 use crate::reply::position::{Attempt, Position};
 
 /// The name of a turn.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TurnName {
-    pub(crate) app_id: AppId,
+    pub(crate) conversation: ConversationName,
     pub(crate) turn: Uuid,
 }
 

@@ -19,7 +19,7 @@ use thiserror::Error;
 
 use crate::clock::{self, Ticker};
 use crate::config::Config;
-use crate::conversation::{AppId, Context, Message};
+use crate::conversation::{Context, ConversationName, Message, Owner};
 use crate::error::{Code, RelayError};
 use crate::http::EventStream;
 use crate::ids::Ids;
@@ -124,6 +124,7 @@ struct Question {
 impl Turn {
     /// Stores the prompt and reads the conversation.
     pub(crate) async fn open(
+        owner: Owner,
         request: ChatRequest,
         repeat: Option<Repeat>,
         ticker: &mut Ticker,
@@ -131,11 +132,16 @@ impl Turn {
     ) -> Result<Opened, NotBegun> {
         let mut ids = Ids::draw();
         let max_bytes = means.config.limits.history_bytes;
+        let (prompt_bytes, stands_alone) = (request.bytes(), request.stands_alone());
+        let conversation = ConversationName {
+            owner,
+            app_id: request.app_id,
+        };
+        let turn = ids.take();
         let window = Window {
-            turn: ids.take(),
-            app_id: request.app_id.clone(),
-            prompt_bytes: request.bytes(),
-            stands_alone: request.stands_alone(),
+            name: TurnName { conversation, turn },
+            prompt_bytes,
+            stands_alone,
             max_bytes,
         };
         let prompt = request.messages.into_iter();
@@ -165,7 +171,8 @@ impl Turn {
             Ok(question.body(prompt))
         };
         let attempt = new.attempt.attempt;
-        opened(request.app_id, begun, attempt, room, means, own)
+        let conversation = new.window.name.conversation.clone();
+        opened(conversation, begun, attempt, room, means, own)
     }
 
     /// Asks for another reply of a turn, with what is `asked` instead of what was before.
@@ -196,7 +203,7 @@ impl Turn {
             };
             Ok(question.body([]))
         };
-        opened(name.app_id, begun, attempt.attempt, room, means, own)
+        opened(name.conversation, begun, attempt.attempt, room, means, own)
     }
 
     /// Its client comes with what it has of another attempt.
@@ -394,7 +401,7 @@ fn room_for_past(max_bytes: usize) -> (Option<Room>, usize) {
 
 /// What a turn that was to begin comes to.
 fn opened(
-    app_id: AppId,
+    conversation: ConversationName,
     begun: Begun,
     attempt: Attempt,
     room: Option<Room>,
@@ -405,7 +412,7 @@ fn opened(
     let started = match begun {
         Begun::Started(started) => *started,
         Begun::Follow(turn) | Begun::Replay(turn) => {
-            return Ok(Opened::Watch(TurnName { app_id, turn }, means));
+            return Ok(Opened::Watch(TurnName { conversation, turn }, means));
         }
         Begun::Reused => return Err(NotBegun::KeyReused),
         Begun::Deleted => return Err(NotBegun::Deleted),
@@ -429,7 +436,7 @@ fn opened(
     }
     let turn = started.turn;
     Ok(Opened::Run(Turn {
-        name: TurnName { app_id, turn },
+        name: TurnName { conversation, turn },
         attempt,
         context: started.context,
         max_bytes,

@@ -250,7 +250,7 @@ mod tests {
     use crate::clock::nanoseconds;
     use crate::clock::tests::Manual;
     use crate::config::tests::config;
-    use crate::conversation::AppId;
+    use crate::conversation::{AppId, ConversationName, Owner};
     use crate::http::tests::{Recording, Seen};
     use crate::ollama::refusal::Head;
     use crate::reply::{Caps, Outcome, Pipeline, Whitespace};
@@ -360,7 +360,10 @@ mod tests {
             let mut relay = Relay::new(client, self.clock.ticker(), config(&self.changes));
             let pipeline = Pipeline::new(CAPS, Whitespace::Preserve, None);
             let name = TurnName {
-                app_id: AppId::try_from("app".to_owned()).unwrap(),
+                conversation: ConversationName {
+                    owner: Owner::default(),
+                    app_id: AppId::try_from("app".to_owned()).unwrap(),
+                },
                 turn: Uuid::nil(),
             };
             let run = Run::new(name, Attempt::new(0), pipeline);

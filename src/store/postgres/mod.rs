@@ -15,7 +15,7 @@ use super::turns::{
     NewTurn, News, Page, PageMessage, Past, Stopped, TurnName, TurnView, read_asked,
 };
 use super::{Kind, PAST_MESSAGES_MAX, StoreError, microseconds, rows};
-use crate::conversation::{AppId, Message};
+use crate::conversation::{ConversationName, Message};
 use crate::reply::position::Attempt;
 use crate::spin::pg::{Connection, ParameterValue};
 
@@ -38,9 +38,6 @@ const DELETE_TURN: &str = include_str!("delete_turn.sql");
 const DELETE_REPLY: &str = include_str!("delete_reply.sql");
 const DELETE_FROM: &str = include_str!("delete_from.sql");
 const DELETE_CONVERSATION: &str = include_str!("delete_conversation.sql");
-
-/// Whose conversations these are: nobody's yet.
-const OWNER: &str = "";
 
 /// Conversations in PostgreSQL.
 #[derive(Debug, Clone)]
@@ -65,10 +62,8 @@ impl Postgres {
         let (window, attempt, asked) = (&new.window, &new.attempt, &new.asked);
         let repeat = new.repeat.as_ref();
         let column = |value: fn(&(Uuid, Message)) -> String| list(new.prompt.iter().map(value));
-        let parameters = vec![
-            text(OWNER),
-            text(window.app_id.as_str()),
-            id(window.turn),
+        let mut parameters = of_turn(&window.name);
+        parameters.extend([
             id(attempt.attempt.id()),
             id(attempt.reply_id),
             optional(repeat.map(|repeat| repeat.key.as_str())),
@@ -87,7 +82,7 @@ impl Postgres {
             integer(attempt.lease),
             ParameterValue::Boolean(attempt.is_exclusive),
             ParameterValue::Boolean(attempt.collapses),
-        ];
+        ]);
         let mut row = self.only(BEGIN, parameters).await?;
         begun(&mut row, |_| Ok(Asked::default()))
     }
@@ -165,8 +160,8 @@ impl Postgres {
     ) -> Result<Vec<(usize, Checked)>, StoreError> {
         let column = |value: fn(&Checkpoint) -> String| list(checkpoints.iter().map(value));
         let parameters = vec![
-            column(|_| OWNER.to_owned()),
-            column(|it| it.name.app_id.as_str().to_owned()),
+            column(|it| it.name.conversation.owner.as_str().to_owned()),
+            column(|it| it.name.conversation.app_id.as_str().to_owned()),
             column(|it| it.name.turn.to_string()),
             column(|it| it.attempt.id().to_string()),
             column(|it| it.from.content.to_string()),
@@ -193,8 +188,8 @@ impl Postgres {
     ) -> Result<Vec<(usize, News)>, StoreError> {
         let column = |value: fn(&Followed) -> String| list(followed.iter().map(value));
         let parameters = vec![
-            column(|_| OWNER.to_owned()),
-            column(|it| it.name.app_id.as_str().to_owned()),
+            column(|it| it.name.conversation.owner.as_str().to_owned()),
+            column(|it| it.name.conversation.app_id.as_str().to_owned()),
             column(|it| it.name.turn.to_string()),
             column(|it| it.attempt.id().to_string()),
             column(|it| it.known.content.to_string()),
@@ -224,24 +219,20 @@ impl Postgres {
     /// Deletes up to `rows` rows. Returns until when it deletes, to be given again, where some are left.
     pub(super) async fn delete(
         &self,
-        app_id: &AppId,
+        conversation: &ConversationName,
         deletion: Deletion,
         until: Option<i64>,
         rows: usize,
     ) -> Result<Option<Option<i64>>, StoreError> {
-        let (owner, app_id) = (text(OWNER), text(app_id.as_str()));
         let until = until.map_or(ParameterValue::DbNull, ParameterValue::Int64);
-        let (statement, parameters) = match deletion {
-            Deletion::Turn(turn) => (DELETE_TURN, vec![owner, app_id, id(turn), count(rows)]),
-            Deletion::Reply(turn) => (DELETE_REPLY, vec![owner, app_id, id(turn)]),
-            Deletion::From(turn) => (
-                DELETE_FROM,
-                vec![owner, app_id, id(turn), until, count(rows)],
-            ),
-            Deletion::Conversation => {
-                (DELETE_CONVERSATION, vec![owner, app_id, until, count(rows)])
-            }
+        let (statement, rest) = match deletion {
+            Deletion::Turn(turn) => (DELETE_TURN, vec![id(turn), count(rows)]),
+            Deletion::Reply(turn) => (DELETE_REPLY, vec![id(turn)]),
+            Deletion::From(turn) => (DELETE_FROM, vec![id(turn), until, count(rows)]),
+            Deletion::Conversation => (DELETE_CONVERSATION, vec![until, count(rows)]),
         };
+        let mut parameters = of_conversation(conversation);
+        parameters.extend(rest);
         let row = self.row(statement, parameters).await?;
         if let Deletion::Reply(_) = deletion {
             return Ok(None);
@@ -255,18 +246,17 @@ impl Postgres {
     /// `None` where the message that the page should end before is gone.
     pub(super) async fn page(
         &self,
-        app_id: &AppId,
+        conversation: &ConversationName,
         before: Option<Uuid>,
         limit: usize,
         max_bytes: usize,
     ) -> Result<Option<Page>, StoreError> {
-        let parameters = vec![
-            text(OWNER),
-            text(app_id.as_str()),
+        let mut parameters = of_conversation(conversation);
+        parameters.extend([
             before.map_or(ParameterValue::DbNull, id),
             count(limit),
             count(max_bytes),
-        ];
+        ]);
         let (mut messages, mut last) = (Vec::new(), None);
         self.query(PAGE, parameters, &mut |mut row| {
             match PageMessage::read(&mut row)? {
@@ -381,8 +371,14 @@ fn number(row: &mut Row) -> Result<usize, StoreError> {
     required(row.size()?.checked_sub(1))
 }
 
+fn of_conversation(name: &ConversationName) -> Vec<ParameterValue> {
+    vec![text(name.owner.as_str()), text(name.app_id.as_str())]
+}
+
 fn of_turn(name: &TurnName) -> Vec<ParameterValue> {
-    vec![text(OWNER), text(name.app_id.as_str()), id(name.turn)]
+    let mut parameters = of_conversation(&name.conversation);
+    parameters.push(id(name.turn));
+    parameters
 }
 
 fn list(values: impl Iterator<Item = String>) -> ParameterValue {

@@ -15,7 +15,7 @@ use super::turns::{
     NewTurn, News, Page, PageMessage, Past, Stopped, TurnName, TurnView,
 };
 use super::{Kind, PAST_MESSAGES_MAX, StoreError, microseconds};
-use crate::conversation::AppId;
+use crate::conversation::ConversationName;
 use crate::reply::position::Attempt;
 use crate::spin::sqlite::Value;
 
@@ -41,9 +41,6 @@ const DELETE_FROM: &str = include_str!("delete_from.sql");
 const DELETE_CONVERSATION: &str = include_str!("delete_conversation.sql");
 const DROP_VIEWS: &str = include_str!("drop_views.sql");
 
-/// Whose conversations these are: nobody's yet.
-const OWNER: &str = "";
-
 /// Conversations in the host's SQLite database `default`.
 #[derive(Debug, Clone)]
 pub(crate) struct Sqlite;
@@ -62,8 +59,7 @@ struct Context {
 
 /// The parameters of `context.sql`.
 struct Asking<'a> {
-    app_id: &'a AppId,
-    turn: Uuid,
+    name: &'a TurnName,
     attempt: Uuid,
     key: Option<&'a str>,
     body: Option<&'a str>,
@@ -75,10 +71,8 @@ struct Asking<'a> {
 
 impl Asking<'_> {
     async fn read(&self, call: &Call) -> Result<Context, StoreError> {
-        let parameters = vec![
-            text(OWNER),
-            text(self.app_id.as_str()),
-            id(self.turn),
+        let mut parameters = of_turn(self.name);
+        parameters.extend([
             id(self.attempt),
             optional(self.key),
             optional(self.body),
@@ -87,7 +81,7 @@ impl Asking<'_> {
             count(self.max_bytes),
             Value::Integer(PAST_MESSAGES_MAX),
             count(self.at_once),
-        ];
+        ]);
         let mut row = only(call, CONTEXT, parameters).await?;
         let turn = row.id()?;
         row.skip();
@@ -112,8 +106,8 @@ impl Asking<'_> {
         if !context.is_unsettled {
             return Ok(context);
         }
-        let parameters = vec![text(OWNER), text(self.app_id.as_str())];
-        call.execute(SETTLE, parameters).await?;
+        call.execute(SETTLE, of_conversation(&self.name.conversation))
+            .await?;
         self.read(call).await
     }
 }
@@ -123,8 +117,7 @@ impl Sqlite {
         let call = Call::begin().await?;
         let window = &new.window;
         let asking = Asking {
-            app_id: &window.app_id,
-            turn: window.turn,
+            name: &window.name,
             attempt: new.attempt.attempt.id(),
             key: new.repeat.as_ref().map(|repeat| repeat.key.as_str()),
             body: new.repeat.as_ref().map(|repeat| repeat.body.as_str()),
@@ -158,17 +151,11 @@ impl Sqlite {
         at_once: usize,
     ) -> Result<Begun, StoreError> {
         let call = Call::begin().await?;
-        let (owner, app_id) = (text(OWNER), text(name.app_id.as_str()));
-        let parameters = vec![
-            owner.clone(),
-            app_id.clone(),
-            id(name.turn),
-            id(attempt.reply_id),
-        ];
+        let mut parameters = of_turn(name);
+        parameters.push(id(attempt.reply_id));
         call.execute(ADOPT, parameters).await?;
         let asking = Asking {
-            app_id: &name.app_id,
-            turn: name.turn,
+            name,
             attempt: attempt.attempt.id(),
             key: None,
             body: None,
@@ -182,10 +169,8 @@ impl Sqlite {
             call.end();
             return Ok(Begun::TooLarge);
         };
-        let parameters = vec![
-            owner,
-            app_id,
-            id(name.turn),
+        let mut parameters = of_turn(name);
+        parameters.extend([
             id(attempt.attempt.id()),
             id(attempt.reply_id),
             optional(asked.model.as_deref()),
@@ -197,10 +182,9 @@ impl Sqlite {
             integer(attempt.lease),
             Value::Integer(attempt.is_exclusive.into()),
             Value::Integer(attempt.collapses.into()),
-        ];
+        ]);
         let answer = text_of(&call, AGAIN, parameters).await?;
-        let parameters = vec![text(OWNER), text(name.app_id.as_str()), id(name.turn)];
-        let stands = call.row(TURN, parameters).await?;
+        let stands = call.row(TURN, of_turn(name)).await?;
         let begun = match stands {
             Some(row) => {
                 let asked = TurnView::read(&mut Row::new(row))?.asked;
@@ -222,8 +206,7 @@ impl Sqlite {
     ) -> Result<Past, StoreError> {
         let call = Call::begin().await?;
         let asking = Asking {
-            app_id: &name.app_id,
-            turn: name.turn,
+            name,
             attempt: attempt.id(),
             key: None,
             body: None,
@@ -241,17 +224,14 @@ impl Sqlite {
     }
 
     pub(super) async fn commit(&self, ended: &Ended) -> Result<Committed, StoreError> {
-        let name = &ended.name;
         let reply = ended.reply.as_ref();
         let (code, error) = ended
             .error
             .as_ref()
             .map(|(code, text)| (*code, text.as_str()))
             .unzip();
-        let parameters = vec![
-            text(OWNER),
-            text(name.app_id.as_str()),
-            id(name.turn),
+        let mut parameters = of_turn(&ended.name);
+        parameters.extend([
             id(ended.attempt.id()),
             text(ended.state.as_str()),
             optional(ended.final_line.as_deref()),
@@ -264,7 +244,7 @@ impl Sqlite {
             optional(reply.and_then(|reply| reply.raw.as_deref())),
             optional(reply.and_then(|reply| reply.thinking.as_deref())),
             optional(reply.and_then(|reply| reply.calls.as_deref())),
-        ];
+        ]);
         let call = Call::begin().await?;
         let committed = text_of(&call, COMMIT, parameters).await?;
         call.end();
@@ -281,8 +261,8 @@ impl Sqlite {
             let name = &it.name;
             (
                 (
-                    OWNER,
-                    name.app_id.as_str(),
+                    name.conversation.owner.as_str(),
+                    name.conversation.app_id.as_str(),
                     name.turn.to_string(),
                     it.attempt.id().to_string(),
                 ),
@@ -303,11 +283,13 @@ impl Sqlite {
         let mut answers = Vec::new();
         call.query(CHECKPOINT, parameters, &mut |values| {
             let mut row = Row::new(values);
-            row.skip();
-            let (app_id, turn) = (required(row.text()?)?, row.id()?);
-            let number = checkpoints
-                .iter()
-                .position(|it| Some(it.name.turn) == turn && it.name.app_id.as_str() == app_id);
+            let (owner, app_id) = (required(row.text()?)?, required(row.text()?)?);
+            let turn = row.id()?;
+            let number = checkpoints.iter().position(|it| {
+                let of = &it.name.conversation;
+                Some(it.name.turn) == turn
+                    && (of.owner.as_str(), of.app_id.as_str()) == (&owner, &app_id)
+            });
             let mut answer = Row::from_json(&required(row.text()?)?)?;
             answers.push((required(number)?, Checked::read(&mut answer)?));
             Ok(())
@@ -327,8 +309,8 @@ impl Sqlite {
                 let (name, known) = (&it.name, it.known);
                 let (turn, attempt) = (name.turn.to_string(), it.attempt.id().to_string());
                 (
-                    OWNER,
-                    name.app_id.as_str(),
+                    name.conversation.owner.as_str(),
+                    name.conversation.app_id.as_str(),
                     turn,
                     attempt,
                     known.content,
@@ -367,24 +349,20 @@ impl Sqlite {
     /// Deletes up to `rows` rows. Returns until when it deletes, to be given again, where some are left.
     pub(super) async fn delete(
         &self,
-        app_id: &AppId,
+        conversation: &ConversationName,
         deletion: Deletion,
         until: Option<i64>,
         rows: usize,
     ) -> Result<Option<Option<i64>>, StoreError> {
-        let (owner, app_id) = (text(OWNER), text(app_id.as_str()));
         let until = until.map_or(Value::Null, Value::Integer);
-        let (statement, parameters) = match deletion {
-            Deletion::Turn(turn) => (DELETE_TURN, vec![owner, app_id, id(turn), count(rows)]),
-            Deletion::Reply(turn) => (DELETE_REPLY, vec![owner, app_id, id(turn)]),
-            Deletion::From(turn) => (
-                DELETE_FROM,
-                vec![owner, app_id, id(turn), until, count(rows)],
-            ),
-            Deletion::Conversation => {
-                (DELETE_CONVERSATION, vec![owner, app_id, until, count(rows)])
-            }
+        let (statement, rest) = match deletion {
+            Deletion::Turn(turn) => (DELETE_TURN, vec![id(turn), count(rows)]),
+            Deletion::Reply(turn) => (DELETE_REPLY, vec![id(turn)]),
+            Deletion::From(turn) => (DELETE_FROM, vec![id(turn), until, count(rows)]),
+            Deletion::Conversation => (DELETE_CONVERSATION, vec![until, count(rows)]),
         };
+        let mut parameters = of_conversation(conversation);
+        parameters.extend(rest);
         let call = Call::begin().await?;
         let row = call.row(statement, parameters).await?;
         call.end();
@@ -397,18 +375,17 @@ impl Sqlite {
     /// `None` where the message that the page should end before is gone.
     pub(super) async fn page(
         &self,
-        app_id: &AppId,
+        conversation: &ConversationName,
         before: Option<Uuid>,
         limit: usize,
         max_bytes: usize,
     ) -> Result<Option<Page>, StoreError> {
-        let parameters = vec![
-            text(OWNER),
-            text(app_id.as_str()),
+        let mut parameters = of_conversation(conversation);
+        parameters.extend([
             count(limit),
             before.map_or(Value::Null, id),
             count(max_bytes),
-        ];
+        ]);
         let call = Call::begin().await?;
         let mut is_gone = false;
         let mut page = Page {
@@ -510,10 +487,8 @@ fn begin_parameters(new: &NewTurn, sent_bytes: u64) -> Vec<Value> {
         .collect();
     let (window, attempt, asked) = (&new.window, &new.attempt, &new.asked);
     let repeat = new.repeat.as_ref();
-    vec![
-        text(OWNER),
-        text(window.app_id.as_str()),
-        id(window.turn),
+    let mut parameters = of_turn(&window.name);
+    parameters.extend([
         id(attempt.attempt.id()),
         id(attempt.reply_id),
         optional(repeat.map(|repeat| repeat.key.as_str())),
@@ -528,7 +503,8 @@ fn begin_parameters(new: &NewTurn, sent_bytes: u64) -> Vec<Value> {
         integer(attempt.lease),
         Value::Integer(attempt.is_exclusive.into()),
         Value::Integer(attempt.collapses.into()),
-    ]
+    ]);
+    parameters
 }
 
 /// Runs a statement that returns one row.
@@ -557,8 +533,14 @@ async fn texts(call: &Call, statement: &str) -> Result<Vec<String>, StoreError> 
     Ok(texts)
 }
 
+fn of_conversation(name: &ConversationName) -> Vec<Value> {
+    vec![text(name.owner.as_str()), text(name.app_id.as_str())]
+}
+
 fn of_turn(name: &TurnName) -> Vec<Value> {
-    vec![text(OWNER), text(name.app_id.as_str()), id(name.turn)]
+    let mut parameters = of_conversation(&name.conversation);
+    parameters.push(id(name.turn));
+    parameters
 }
 
 fn text(text: &str) -> Value {
