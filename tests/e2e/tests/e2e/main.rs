@@ -27,6 +27,7 @@ mod native;
 mod older;
 mod ollama;
 mod orphans;
+mod owners;
 mod page;
 mod pooler;
 mod races;
