@@ -180,6 +180,44 @@ on_both_stores! {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_failure_shows_a_key_and_ollama_never_sees_one() -> Result<()> {
+    let app = TestApp::on(Backend::Postgres)
+        .variable("api_keys", KEYS)
+        .variable("database_timeout", "1s")
+        .database_wire()
+        .start()
+        .await?;
+    let ann = Sender::with_key(&app, ANN);
+    app.ollama.push(Script::reply(["ok"]));
+    app.ollama.push(Script::refuse(401, "unauthorized"));
+    app.ollama.push(Script::new().token("a").break_off());
+    let mut printed = String::new();
+    for prompt in ["1", "2", "3"] {
+        printed += &ann.prompt(prompt, &[]).await?.text().await?;
+        let nth = app.ollama.chats();
+        let exchange = app.ollama.chat(nth).await;
+        assert_eq!(exchange.request().header("authorization"), None);
+    }
+    let bad = [ann.header, ("content-length", "x")];
+    if let Ok(answer) = app.client.get("/llmchat/app", &bad).await {
+        printed += &answer.text().await?;
+    }
+    printed += &app
+        .client
+        .request_with("POST", "/llmchat/", &[ann.header], "{")
+        .await?
+        .text()
+        .await?;
+    app.database_wire()?.take_down();
+    let answer = ann.prompt("4", &[]).await?;
+    printed += &format!("{answer:?}");
+    printed += &answer.error(500).await?;
+    printed += &app.log()?;
+    ensure!(!printed.contains("secret-of"), "{printed}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_is_asked_for_before_the_body_is_read() -> Result<()> {
     let app = TestApp::with(Backend::Sqlite, "api_keys", KEYS).await?;
     let host = app.address();
