@@ -16,6 +16,7 @@ use crate::http::AllowedOrigins;
 use crate::reply::Whitespace;
 use crate::request::Limits;
 use crate::spin::variables;
+use crate::store::OwnerLimits;
 
 /// The settings of a turn. Has no `Debug`, since it holds a password.
 pub(crate) struct Config {
@@ -30,6 +31,8 @@ pub(crate) struct Config {
     pub(crate) is_exclusive: bool,
     /// Turns that one instance runs at the same time.
     pub(crate) max_concurrent_turns: usize,
+    /// What an owner may have.
+    pub(crate) owner_limits: OwnerLimits,
     /// What a request may hold.
     pub(crate) limits: Limits,
     /// Bytes of the longest line from Ollama.
@@ -165,6 +168,10 @@ where
         on_disconnect: source.get("on_disconnect", choice).await?,
         is_exclusive: on_busy == OnBusy::Reject,
         max_concurrent_turns: source.get("max_concurrent_turns", count).await?,
+        owner_limits: OwnerLimits {
+            per_minute: source.get("max_turns_per_minute", limit).await?,
+            running: source.get("max_running_turns", limit).await?,
+        },
         limits: Limits {
             body_bytes: source.get("max_body_bytes", count).await?,
             messages: source.get("max_messages", count).await?,
@@ -262,6 +269,12 @@ fn count(value: &str) -> Result<usize, String> {
         Ok(count) if count > 0 => Ok(count),
         _ => Err("must be a whole number, 1 or more".into()),
     }
+}
+
+/// A count that may be without a limit.
+fn limit(value: &str) -> Result<u64, String> {
+    let must_be = |_| "must be a whole number, or 0 for no limit".to_owned();
+    value.parse().map_err(must_be)
 }
 
 const SHORTEST: Duration = Duration::from_millis(10);
@@ -430,6 +443,16 @@ pub(crate) mod tests {
         } = config.timeouts;
         assert!(turn + database + client_stall < Duration::from_secs(30));
         assert!(config.max_stream_bytes + 2 * config.max_line_bytes <= 10 << 20);
+    }
+
+    #[test]
+    fn a_limit_is_a_whole_number_and_0_is_none() {
+        for (text, number) in [("0", 0), ("1", 1), ("18446744073709551615", u64::MAX)] {
+            assert_eq!(limit(text), Ok(number));
+        }
+        for wrong in ["", "-1", "1.5", "10/s", "none", "18446744073709551616"] {
+            assert!(limit(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -27,14 +27,14 @@ pub struct Rejection {
     /// For the log: what the client must not learn. Empty where there is nothing more.
     pub detail: String,
     /// Headers besides those that every refusal has.
-    pub headers: Vec<(&'static str, &'static str)>,
+    pub headers: Vec<(&'static str, Cow<'static, str>)>,
 }
 
 impl Rejection {
     /// A rejection whose message says everything.
     pub fn new(code: RefusalCode, error: impl Into<String>) -> Self {
         let headers = match code.retry_after() {
-            Some(seconds) => vec![("retry-after", seconds)],
+            Some(seconds) => vec![("retry-after", seconds.into())],
             None => Vec::new(),
         };
         Self {
@@ -52,8 +52,8 @@ impl Rejection {
     }
 
     /// The same with a header.
-    pub fn with_header(mut self, name: &'static str, value: &'static str) -> Self {
-        self.headers.push((name, value));
+    pub fn with_header(mut self, name: &'static str, value: impl Into<Cow<'static, str>>) -> Self {
+        self.headers.push((name, value.into()));
         self
     }
 
@@ -94,6 +94,8 @@ pub enum RefusalCode {
     UnsupportedEncoding,
     /// A turn of the conversation is running.
     Busy,
+    /// Its owner has begun as many turns as the operator allows.
+    RateLimited,
     /// The server has no room for another turn.
     Overloaded,
     /// The key of the request came with another body before.
@@ -133,6 +135,7 @@ impl RefusalCode {
             Self::TooLarge | Self::ContextTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Busy => StatusCode::CONFLICT,
+            Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
             Self::OriginRefused => StatusCode::FORBIDDEN,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,

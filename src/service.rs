@@ -23,7 +23,7 @@ use crate::reply::position::LastEventId;
 use crate::request::{Changes, ChatRequest, InvalidRequest, Limits, fields_json};
 use crate::spin::wasip3::http::types::{Request, Response};
 use crate::spin::wasip3::spawn;
-use crate::store::{Asked, Database, Deletion, Kind, Repeat, StoreError, TurnName};
+use crate::store::{Asked, Database, Deletion, Kind, Limited, Repeat, StoreError, TurnName};
 use crate::turn::follow::Watcher;
 use crate::turn::{Means, NotBegun, Opened, Turn};
 
@@ -387,6 +387,16 @@ impl From<NotBegun> for Rejection {
                 RefusalCode::Busy,
                 "A turn of this conversation is running: send the next prompt when it has ended.",
             ),
+            NotBegun::Limited(Limited::PerMinute(seconds)) => Self::new(
+                RefusalCode::RateLimited,
+                format!("That would be more turns within a minute than this server allows: send it again in {seconds} s."),
+            )
+            .with_header("retry-after", seconds.to_string()),
+            NotBegun::Limited(Limited::Running) => Self::new(
+                RefusalCode::RateLimited,
+                "That would be more turns at the same time than this server allows: send it again when one has ended.",
+            )
+            .with_header("retry-after", "1"),
             NotBegun::Empty => InvalidRequest::of(
                 "messages",
                 "nothing to send: the array is empty, and so is the conversation",

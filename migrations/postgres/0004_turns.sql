@@ -86,5 +86,15 @@ BEGIN
             PRIMARY KEY (owner, appid, turn_id, from_content, from_thinking, from_calls)
         );
     END IF;
+
+    -- When an owner's attempts of the last minute began, where the operator limits their number.
+    IF to_regclass('chatts_attempts') IS NULL THEN
+        CREATE TABLE IF NOT EXISTS chatts_attempts (
+            owner  text        NOT NULL,
+            number bigint      NOT NULL,       -- one more than that of the attempt before
+            at     timestamptz NOT NULL,
+            PRIMARY KEY (owner, number)
+        );
+    END IF;
 END
 $migration$;

@@ -162,6 +162,57 @@ BEGIN
     END
     $function$;
 
+    -- Makes an owner's attempts begin one after the other, so that each counts those before it. Comes before any lock of
+    -- a row: whoever holds one does not wait here.
+    CREATE OR REPLACE FUNCTION llmchat_queue_1(of_owner text) RETURNS void LANGUAGE plpgsql AS $function$
+    BEGIN
+        PERFORM pg_advisory_xact_lock(hashtext('llmchat attempts'), hashtext(of_owner));
+    END
+    $function$;
+
+    -- Whether a limit keeps an owner from beginning an attempt: seconds until one may begin, 0 for as soon as another one
+    -- has ended, or NULL. The caller has been through `llmchat_queue_1`.
+    --   per_minute, max_running  attempts that may begin in a minute, and that may run; 0: any number
+    CREATE OR REPLACE FUNCTION llmchat_limit_1(of_owner text, per_minute bigint, max_running bigint)
+    RETURNS bigint LANGUAGE plpgsql AS $function$
+    #variable_conflict use_column
+    DECLARE
+        seconds bigint;
+    BEGIN
+        -- The one that must be a minute old, `per_minute` before the next. A clock that was set back keeps nobody out
+        -- for longer than another minute.
+        SELECT greatest(1, ceil(extract(epoch FROM at + interval '1 minute' - clock_timestamp()))) INTO seconds
+        FROM chatts_attempts
+        WHERE owner = of_owner
+            AND number = (SELECT max(number) + 1 - per_minute FROM chatts_attempts WHERE owner = of_owner)
+            AND at > clock_timestamp() - interval '1 minute' AND at < clock_timestamp() + interval '1 minute';
+        IF NOT FOUND AND max_running > 0 THEN
+            SELECT 0 INTO seconds FROM chatts_runs
+            WHERE owner = of_owner AND expires > clock_timestamp()
+            LIMIT 1 OFFSET max_running - 1;
+        END IF;
+        RETURN seconds;
+    END
+    $function$;
+
+    -- Counts an attempt that has begun, and forgets those that count no more.
+    CREATE OR REPLACE FUNCTION llmchat_count_1(of_owner text, per_minute bigint)
+    RETURNS void LANGUAGE plpgsql AS $function$
+    #variable_conflict use_column
+    BEGIN
+        IF per_minute > 0 THEN
+            INSERT INTO chatts_attempts (owner, number, at)
+            SELECT of_owner, coalesce(max(number), 0) + 1, clock_timestamp() FROM chatts_attempts WHERE owner = of_owner;
+            DELETE FROM chatts_attempts
+            WHERE owner = of_owner AND number < (
+                SELECT number FROM chatts_attempts
+                WHERE owner = of_owner AND at > clock_timestamp() - interval '1 minute'
+                ORDER BY number LIMIT 1
+            );
+        END IF;
+    END
+    $function$;
+
     -- Begins another attempt of a turn that has a row in `chatts_turns`; parameters and columns as of `llmchat_begin_2`
     -- and `llmchat_again_1`.
     --   by_key   whether a turn that has ended well is not asked again
@@ -169,10 +220,10 @@ BEGIN
     CREATE OR REPLACE FUNCTION llmchat_attempt_1(
         of_owner text, of_appid text, own uuid, new_attempt uuid, new_model text, new_stream boolean, new_request text,
         budget bigint, messages_max bigint, at_once bigint, lease bigint, is_exclusive boolean, new_collapses boolean,
-        by_key boolean,
+        per_minute bigint, max_running bigint, by_key boolean,
         OUT outcome text, OUT turn uuid, OUT attempt uuid, OUT reply_id uuid, OUT start bigint, OUT turns bigint,
-        OUT bytes bigint, OUT older boolean, OUT past text, OUT prompt text, OUT model text, OUT stream boolean,
-        OUT request text
+        OUT bytes bigint, OUT older boolean, OUT past text, OUT prompt text, OUT retry_after bigint, OUT model text,
+        OUT stream boolean, OUT request text
     ) LANGUAGE plpgsql AS $function$
     #variable_conflict use_column
     DECLARE
@@ -225,6 +276,13 @@ BEGIN
                     outcome := 'no_model';
                     RETURN;
                 END IF;
+                IF per_minute > 0 OR max_running > 0 THEN
+                    retry_after := llmchat_limit_1(of_owner, per_minute, max_running);
+                    IF retry_after IS NOT NULL THEN
+                        outcome := 'limited';
+                        RETURN;
+                    END IF;
+                END IF;
                 IF is_exclusive AND llmchat_is_busy_1(of_owner, of_appid, own) THEN
                     outcome := 'busy';
                     RETURN;
@@ -252,6 +310,9 @@ BEGIN
             RETURNING attempt, coalesce(model, known.model), coalesce(stream, known.stream),
                 coalesce(request, known.request)
             INTO attempt, model, stream, request;
+            IF run.attempt IS DISTINCT FROM new_attempt THEN
+                PERFORM llmchat_count_1(of_owner, per_minute);
+            END IF;
             RETURN;
         END LOOP;
         RAISE EXCEPTION USING ERRCODE = '40001', MESSAGE = 'Other attempts of the conversation began and ended meanwhile.';
@@ -267,12 +328,14 @@ BEGIN
     --   lease                       microseconds
     --   is_exclusive                whether no other exclusive attempt of the conversation may run
     --   new_collapses               whether white space is collapsed, should the attempt be an orphan
+    --   per_minute, max_running     as of `llmchat_limit_1`
     --
     --   outcome  started    by this attempt
     --            follow     `attempt` of the turn runs
     --            replay     the turn has ended
     --            reused     its key came with another body
     --            deleted    it was, less than 24 hours ago
+    --            limited    the owner is at a limit; nothing is stored
     --            busy       another exclusive attempt runs; nothing is stored
     --            too_large  what may not be left out does not fit; nothing is stored, nor is where the outcome is
     --            empty      there is nothing to send
@@ -280,24 +343,29 @@ BEGIN
     --   start                       microseconds since the Unix epoch, later than that of every turn before
     --   turns, bytes, older, past   as of `llmchat_past_1`
     --   prompt                      of a turn that is stored: what it is, as JSON objects. NULL: as given
+    --   retry_after                 where it is limited: what `llmchat_limit_1` returned
     CREATE OR REPLACE FUNCTION llmchat_begin_2(
         of_owner text, of_appid text, new_turn uuid, new_attempt uuid, new_reply uuid, of_key text, of_body text,
         new_model text, new_stream boolean, new_request text, roles text[], contents text[], ids text[],
         prompt_bytes bigint, is_cut boolean, budget bigint, messages_max bigint, at_once bigint, lease bigint,
-        is_exclusive boolean, new_collapses boolean,
+        is_exclusive boolean, new_collapses boolean, per_minute bigint, max_running bigint,
         OUT outcome text, OUT turn uuid, OUT attempt uuid, OUT reply_id uuid, OUT start bigint, OUT turns bigint,
-        OUT bytes bigint, OUT older boolean, OUT past text, OUT prompt text
+        OUT bytes bigint, OUT older boolean, OUT past text, OUT prompt text, OUT retry_after bigint
     ) LANGUAGE plpgsql AS $function$
     #variable_conflict use_column
     DECLARE
         known uuid;
         known_body text;
         known_state text;
+        is_limited CONSTANT boolean := per_minute > 0 OR max_running > 0;
         has_expired boolean;
         has_runs boolean;
         at timestamptz;
     BEGIN
         PERFORM set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true);
+        IF is_limited THEN
+            PERFORM llmchat_queue_1(of_owner);
+        END IF;
         -- One look for what most conversations have none of.
         SELECT EXISTS (SELECT FROM chatts_turns WHERE owner = of_owner AND appid = of_appid AND expires <= now()),
             EXISTS (SELECT FROM chatts_runs WHERE owner = of_owner AND appid = of_appid AND turn_id <> new_turn)
@@ -311,7 +379,8 @@ BEGIN
                 SELECT turn_id, body_hash, state INTO known, known_body, known_state FROM chatts_turns
                 WHERE owner = of_owner AND appid = of_appid AND key = of_key;
             END IF;
-            IF known IS NULL AND try > 1 THEN
+            -- What an earlier try has begun is not refused because it counts.
+            IF known IS NULL AND (try > 1 OR is_limited) THEN
                 SELECT turn_id, body_hash, state INTO known, known_body, known_state FROM chatts_turns
                 WHERE owner = of_owner AND appid = of_appid AND turn_id = new_turn;
             END IF;
@@ -321,10 +390,12 @@ BEGIN
                     outcome := 'reused';
                     RETURN;
                 END IF;
-                SELECT a.outcome, a.attempt, a.reply_id, a.start, a.turns, a.bytes, a.older, a.past, a.prompt
-                INTO outcome, attempt, reply_id, start, turns, bytes, older, past, prompt
+                SELECT a.outcome, a.attempt, a.reply_id, a.start, a.turns, a.bytes, a.older, a.past, a.prompt,
+                    a.retry_after
+                INTO outcome, attempt, reply_id, start, turns, bytes, older, past, prompt, retry_after
                 FROM llmchat_attempt_1(of_owner, of_appid, known, new_attempt, new_model, new_stream, new_request,
-                    budget, messages_max, at_once, lease, is_exclusive, new_collapses, true) AS a;
+                    budget, messages_max, at_once, lease, is_exclusive, new_collapses, per_minute, max_running,
+                    true) AS a;
                 CONTINUE WHEN outcome IS NULL;
                 RETURN;
             END IF;
@@ -332,6 +403,13 @@ BEGIN
             turn := new_turn;
             attempt := new_attempt;
             reply_id := new_reply;
+            IF is_limited THEN
+                retry_after := llmchat_limit_1(of_owner, per_minute, max_running);
+                IF retry_after IS NOT NULL THEN
+                    outcome := 'limited';
+                    RETURN;
+                END IF;
+            END IF;
             IF has_runs OR try > 1 THEN
                 PERFORM llmchat_settle_others_1(of_owner, of_appid, new_turn);
             END IF;
@@ -372,6 +450,9 @@ BEGIN
             SELECT of_owner, p.name, p.message, p.id::uuid, now(), of_appid, new_turn, at
             FROM unnest(roles, contents, ids) WITH ORDINALITY AS p (name, message, id, position)
             ORDER BY p.position;
+            IF is_limited THEN
+                PERFORM llmchat_count_1(of_owner, per_minute);
+            END IF;
             outcome := 'started';
             start := (extract(epoch FROM at) * 1000000)::bigint;
             RETURN;
@@ -421,7 +502,7 @@ BEGIN
     --                                       if the attempt's outcome is
     --   the others as of `llmchat_begin_2`
     --
-    --   outcome  started, follow, busy, too_large, empty as of `llmchat_begin_2`
+    --   outcome  started, follow, limited, busy, too_large, empty as of `llmchat_begin_2`
     --            replay    this attempt has ended
     --            no_model  none is known, and none was given
     --            unknown   there is no such turn
@@ -430,20 +511,25 @@ BEGIN
     CREATE OR REPLACE FUNCTION llmchat_again_1(
         of_owner text, of_appid text, own uuid, new_attempt uuid, new_reply uuid, new_model text, new_stream boolean,
         new_request text, budget bigint, messages_max bigint, at_once bigint, lease bigint, is_exclusive boolean,
-        new_collapses boolean,
+        new_collapses boolean, per_minute bigint, max_running bigint,
         OUT outcome text, OUT turn uuid, OUT attempt uuid, OUT reply_id uuid, OUT start bigint, OUT turns bigint,
-        OUT bytes bigint, OUT older boolean, OUT past text, OUT prompt text, OUT model text, OUT stream boolean,
-        OUT request text
+        OUT bytes bigint, OUT older boolean, OUT past text, OUT prompt text, OUT retry_after bigint, OUT model text,
+        OUT stream boolean, OUT request text
     ) LANGUAGE plpgsql AS $function$
     #variable_conflict use_column
     BEGIN
         PERFORM set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true);
+        IF per_minute > 0 OR max_running > 0 THEN
+            PERFORM llmchat_queue_1(of_owner);
+        END IF;
         PERFORM llmchat_adopt_1(of_owner, of_appid, own, new_reply);
         SELECT CASE WHEN a.outcome IS NULL OR a.outcome = 'deleted' THEN 'unknown' ELSE a.outcome END,
-            a.turn, a.attempt, a.reply_id, a.start, a.turns, a.bytes, a.older, a.past, a.prompt, a.model, a.stream, a.request
-        INTO outcome, turn, attempt, reply_id, start, turns, bytes, older, past, prompt, model, stream, request
+            a.turn, a.attempt, a.reply_id, a.start, a.turns, a.bytes, a.older, a.past, a.prompt, a.retry_after, a.model,
+            a.stream, a.request
+        INTO outcome, turn, attempt, reply_id, start, turns, bytes, older, past, prompt, retry_after, model, stream,
+            request
         FROM llmchat_attempt_1(of_owner, of_appid, own, new_attempt, new_model, new_stream, new_request, budget,
-            messages_max, at_once, lease, is_exclusive, new_collapses, false) AS a;
+            messages_max, at_once, lease, is_exclusive, new_collapses, per_minute, max_running, false) AS a;
     END
     $function$;
 END

@@ -68,6 +68,14 @@ CREATE TABLE IF NOT EXISTS chatts_parts (
     PRIMARY KEY (owner, appid, turn_id, attempt, from_content, from_thinking, from_calls)
 ) WITHOUT ROWID;
 -- next
+-- When an owner's attempts of the last minute began, where the operator limits their number.
+CREATE TABLE IF NOT EXISTS chatts_attempts (
+    owner  text NOT NULL,
+    number integer NOT NULL,                       -- one more than that of the attempt before
+    at     integer NOT NULL,                       -- microseconds since the Unix epoch
+    PRIMARY KEY (owner, number)
+) WITHOUT ROWID;
+-- next
 -- The rows of the conversations; they are in order by (at, turn, line).
 CREATE VIEW IF NOT EXISTS chatts_lines_1 AS
 SELECT owner, appid,

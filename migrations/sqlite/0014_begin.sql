@@ -1,8 +1,11 @@
 -- Begins an attempt of a turn, unless another one of it runs or, where it is to be exclusive, another exclusive
 -- one of the conversation. Ends those whose lease has run out.
+--   is_counted  whether the operator limits how many an owner begins in a minute
+--   limited     what keeps the owner from beginning another one, as begin.sql says; null: nothing
 CREATE VIEW IF NOT EXISTS chatts_attempt_1 AS
 SELECT NULL AS owner, NULL AS appid, NULL AS turn_id, NULL AS attempt, NULL AS model, NULL AS stream, NULL AS request,
-    NULL AS sent_bytes, NULL AS lease, NULL AS exclusive, NULL AS collapses WHERE false;
+    NULL AS sent_bytes, NULL AS lease, NULL AS exclusive, NULL AS collapses, NULL AS is_counted, NULL AS limited
+WHERE false;
 -- next
 CREATE TRIGGER IF NOT EXISTS chatts_attempt_1_insert INSTEAD OF INSERT ON chatts_attempt_1
 WHEN NOT EXISTS (
@@ -10,8 +13,26 @@ WHEN NOT EXISTS (
     WHERE owner = NEW.owner AND appid = NEW.appid AND attempt <> NEW.attempt
         AND (turn_id = NEW.turn_id OR NEW.exclusive AND exclusive)
         AND expires > CAST(unixepoch('subsec') * 1000000 AS integer)
-)
+) AND (NEW.limited IS NULL OR EXISTS (
+    -- An earlier try has begun it, its answer lost.
+    SELECT 1 FROM chatts_runs
+    WHERE owner = NEW.owner AND appid = NEW.appid AND turn_id = NEW.turn_id AND attempt = NEW.attempt
+))
 BEGIN
+    INSERT INTO chatts_attempts (owner, number, at)
+    SELECT NEW.owner, ifnull((SELECT max(number) FROM chatts_attempts WHERE owner = NEW.owner), 0) + 1,
+        CAST(unixepoch('subsec') * 1000000 AS integer)
+    WHERE NEW.is_counted AND NOT EXISTS (
+        SELECT 1 FROM chatts_runs
+        WHERE owner = NEW.owner AND appid = NEW.appid AND turn_id = NEW.turn_id AND attempt = NEW.attempt
+    );
+    -- Those that count no more.
+    DELETE FROM chatts_attempts
+    WHERE NEW.is_counted AND owner = NEW.owner AND number < (
+        SELECT number FROM chatts_attempts
+        WHERE owner = NEW.owner AND at > CAST(unixepoch('subsec') * 1000000 AS integer) - 60000000
+        ORDER BY number LIMIT 1
+    );
     INSERT INTO chatts_settle_1 (owner, appid, turn_id)
     SELECT owner, appid, turn_id FROM chatts_runs
     WHERE owner = NEW.owner AND appid = NEW.appid AND attempt <> NEW.attempt AND NOT settled
@@ -37,7 +58,7 @@ END;
 CREATE VIEW IF NOT EXISTS chatts_begin_1 AS
 SELECT NULL AS owner, NULL AS appid, NULL AS turn_id, NULL AS attempt, NULL AS reply_id, NULL AS key, NULL AS body_hash,
     NULL AS model, NULL AS stream, NULL AS request, NULL AS prompt, NULL AS sent_bytes, NULL AS lease, NULL AS exclusive,
-    NULL AS collapses WHERE false;
+    NULL AS collapses, NULL AS is_counted, NULL AS limited WHERE false;
 -- next
 CREATE TRIGGER IF NOT EXISTS chatts_begin_1_insert INSTEAD OF INSERT ON chatts_begin_1 BEGIN
     DELETE FROM chatts_turns
@@ -52,7 +73,7 @@ CREATE TRIGGER IF NOT EXISTS chatts_begin_1_insert INSTEAD OF INSERT ON chatts_b
             ORDER BY at DESC LIMIT 1
         ), 0)),
         NEW.key, NEW.body_hash, NEW.model, NEW.stream, NEW.request, NEW.reply_id
-    WHERE NOT EXISTS (
+    WHERE NEW.limited IS NULL AND NOT EXISTS (
             SELECT 1 FROM chatts_turns WHERE owner = NEW.owner AND appid = NEW.appid AND turn_id = NEW.turn_id
         ) AND NOT EXISTS (
             SELECT 1 FROM chatts_turns WHERE owner = NEW.owner AND appid = NEW.appid AND key = NEW.key
@@ -72,8 +93,10 @@ CREATE TRIGGER IF NOT EXISTS chatts_begin_1_insert INSTEAD OF INSERT ON chatts_b
     INSERT INTO chatts_stop_1 (owner, appid, turn_id)
     SELECT owner, appid, turn_id FROM chatts_standing_1
     WHERE owner = NEW.owner AND appid = NEW.appid AND key = NEW.key AND stop AND NOT is_running AND run <> NEW.attempt;
-    INSERT INTO chatts_attempt_1 (owner, appid, turn_id, attempt, sent_bytes, lease, exclusive, collapses)
-    SELECT owner, appid, turn_id, NEW.attempt, NEW.sent_bytes, NEW.lease, NEW.exclusive, NEW.collapses
+    INSERT INTO chatts_attempt_1
+        (owner, appid, turn_id, attempt, sent_bytes, lease, exclusive, collapses, is_counted, limited)
+    SELECT owner, appid, turn_id, NEW.attempt, NEW.sent_bytes, NEW.lease, NEW.exclusive, NEW.collapses, NEW.is_counted,
+        NEW.limited
     FROM chatts_standing_1
     WHERE owner = NEW.owner AND appid = NEW.appid
         AND turn_id = ifnull((

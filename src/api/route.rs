@@ -147,14 +147,16 @@ impl From<InvalidPath> for InvalidRequest {
 
 #[cfg(test)]
 mod tests {
+    use std::borrow::Cow;
+
     use super::*;
 
     const TURN: &str = "0199f3a1-5c00-7000-8000-000000000001";
 
-    fn route(method: Method, path: &str) -> Result<Route, (RefusalCode, Vec<&'static str>)> {
+    fn route(method: Method, path: &str) -> Result<Route, (RefusalCode, Vec<Cow<'static, str>>)> {
         let path = Path::parse(path).unwrap();
         Route::of(Some(&method), &path, &Owner::default()).map_err(|rejection| {
-            let allowed = rejection.headers.iter().map(|(_, allowed)| *allowed);
+            let allowed = rejection.headers.into_iter().map(|(_, allowed)| allowed);
             (rejection.code, allowed.collect())
         })
     }

@@ -72,7 +72,7 @@ pub(crate) fn rejection(rejection: &Rejection, body: RequestBody) -> Answer {
     let headers = rejection.headers.iter();
     headers.fold(
         whole(rejection.code.status(), rejection.to_json(), Some(body)),
-        |answer, (name, value)| answer.with(name, *value),
+        |answer, (name, value)| answer.with(name, value.clone()),
     )
 }
 

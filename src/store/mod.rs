@@ -17,6 +17,7 @@
 //! | `chatts_turns` | for each turn the outcome of the attempt that stands, and what its key was |
 //! | `chatts_runs` | a row for each attempt while it runs: its lease, how much of it is stored, whether it is to stop |
 //! | `chatts_parts` | what running attempts generated so far, a row for each checkpoint |
+//! | `chatts_attempts` | when the attempts of the last minute began, where the operator limits their number |
 //!
 //! An attempt is a fence: whoever checkpoints or commits names it, and does nothing once its run is another's or gone.
 //! An expired lease ends nothing; only a take-over does.
@@ -259,7 +260,7 @@ fn microseconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
-/// A number of bytes as both databases count it.
-fn bytes(bytes: usize) -> i64 {
-    i64::try_from(bytes).unwrap_or(i64::MAX)
+/// A number of bytes or of attempts as both databases count it.
+fn number(number: impl TryInto<i64>) -> i64 {
+    number.try_into().unwrap_or(i64::MAX)
 }

@@ -35,6 +35,24 @@ pub(crate) struct Repeat {
     pub(crate) body: String,
 }
 
+/// How many attempts an owner may have; 0: any number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct OwnerLimits {
+    /// That begin within a minute.
+    pub(crate) per_minute: u64,
+    /// That run at the same time.
+    pub(crate) running: u64,
+}
+
+/// The limit that keeps an owner from beginning an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Limited {
+    /// Another one may begin in so many seconds.
+    PerMinute(u64),
+    /// Another one may begin when one has ended.
+    Running,
+}
+
 /// An attempt to begin.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct NewAttempt {
@@ -47,6 +65,7 @@ pub(crate) struct NewAttempt {
     pub(crate) is_exclusive: bool,
     /// Whether a reply that its host cannot finish is stored with its white space collapsed.
     pub(crate) collapses: bool,
+    pub(crate) limits: OwnerLimits,
 }
 
 /// A turn to begin, or to begin again where its key is known.
@@ -74,6 +93,8 @@ pub(crate) enum Begun {
     Reused,
     /// The turn was deleted.
     Deleted,
+    /// The owner is at a limit; nothing is stored.
+    Limited(Limited),
     /// Another exclusive attempt runs in the conversation; nothing is stored.
     Busy,
     /// What may not be left out is more than the model is sent; nothing is stored.
@@ -110,7 +131,7 @@ pub(crate) struct Past {
     pub(crate) has_prompt: bool,
 }
 
-/// The columns of the databases' answer to a begin, up to `prompt`.
+/// The columns of the databases' answer to a begin.
 pub(super) struct BeginRow {
     pub(super) outcome: String,
     pub(super) turn: Option<Uuid>,
@@ -119,6 +140,8 @@ pub(super) struct BeginRow {
     pub(super) is_cut: bool,
     pub(super) past: Option<String>,
     pub(super) prompt: Option<String>,
+    /// Seconds; 0: when another attempt has ended.
+    pub(super) retry_after: u64,
     pub(super) is_stored: bool,
     pub(super) asked: Asked,
 }
@@ -148,6 +171,10 @@ impl BeginRow {
             "replay" => Begun::Replay(required(self.turn)?),
             "reused" => Begun::Reused,
             "deleted" => Begun::Deleted,
+            "limited" => Begun::Limited(match self.retry_after {
+                0 => Limited::Running,
+                seconds => Limited::PerMinute(seconds),
+            }),
             "busy" => Begun::Busy,
             "too_large" => Begun::TooLarge,
             "empty" => Begun::Empty,

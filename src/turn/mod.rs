@@ -31,7 +31,7 @@ use crate::reply::position::Attempt;
 use crate::reply::{Caps, Last, Outcome, Pipeline, Whitespace};
 use crate::request::{ChatRequest, Fields, fields_json, fields_of};
 use crate::store::{
-    Asked, Begun, Committed, Database, Ended, NewAttempt, NewTurn, Repeat, Started, State,
+    Asked, Begun, Committed, Database, Ended, Limited, NewAttempt, NewTurn, Repeat, Started, State,
     StoreError, StoredReply, TurnName, Window,
 };
 
@@ -54,6 +54,9 @@ pub(crate) enum NotBegun {
     /// Another turn of the conversation is running.
     #[error("the conversation is busy")]
     Busy,
+    /// Its owner may begin no other one now.
+    #[error("the owner is at a limit")]
+    Limited(Limited),
     /// Neither the prompt nor the conversation has a message.
     #[error("there is nothing to send")]
     Empty,
@@ -416,6 +419,7 @@ fn opened(
         }
         Begun::Reused => return Err(NotBegun::KeyReused),
         Begun::Deleted => return Err(NotBegun::Deleted),
+        Begun::Limited(limit) => return Err(NotBegun::Limited(limit)),
         Begun::Busy => return Err(NotBegun::Busy),
         Begun::TooLarge => return Err(NotBegun::TooLarge { limit: max_bytes }),
         Begun::Empty => return Err(NotBegun::Empty),
@@ -478,5 +482,6 @@ fn new_attempt(ids: &mut Ids, config: &Config) -> NewAttempt {
         lease: config.timeouts.turn_lease,
         is_exclusive: config.is_exclusive,
         collapses: config.completion_whitespace == Whitespace::Collapse,
+        limits: config.owner_limits,
     }
 }

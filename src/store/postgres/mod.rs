@@ -82,6 +82,8 @@ impl Postgres {
             integer(attempt.lease),
             ParameterValue::Boolean(attempt.is_exclusive),
             ParameterValue::Boolean(attempt.collapses),
+            count(attempt.limits.per_minute),
+            count(attempt.limits.running),
         ]);
         let mut row = self.only(BEGIN, parameters).await?;
         begun(&mut row, |_| Ok(Asked::default()))
@@ -108,6 +110,8 @@ impl Postgres {
             integer(attempt.lease),
             ParameterValue::Boolean(attempt.is_exclusive),
             ParameterValue::Boolean(attempt.collapses),
+            count(attempt.limits.per_minute),
+            count(attempt.limits.running),
         ]);
         let mut row = self.only(AGAIN, parameters).await?;
         begun(&mut row, read_asked)
@@ -339,7 +343,7 @@ impl Postgres {
     }
 }
 
-/// Reads the answer to a begin: `outcome, turn, attempt, reply_id, start, turns, bytes, older, past, prompt`.
+/// Reads the answer to a begin: `outcome, turn, attempt, reply_id, start, turns, bytes, older, past, prompt, retry_after`.
 fn begun(
     row: &mut Row,
     asked: impl FnOnce(&mut Row) -> Result<Asked, StoreError>,
@@ -359,6 +363,7 @@ fn begun(
         is_cut: row.flag()?,
         past: row.text()?,
         prompt: row.text()?,
+        retry_after: row.count()?,
         is_stored: false,
         asked: asked(row)?,
     };
@@ -405,6 +410,6 @@ fn integer(duration: Duration) -> ParameterValue {
     ParameterValue::Int64(microseconds(duration))
 }
 
-fn count(bytes: usize) -> ParameterValue {
-    ParameterValue::Int64(super::bytes(bytes))
+fn count(count: impl TryInto<i64>) -> ParameterValue {
+    ParameterValue::Int64(super::number(count))
 }

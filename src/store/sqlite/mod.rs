@@ -182,6 +182,8 @@ impl Sqlite {
             integer(attempt.lease),
             Value::Integer(attempt.is_exclusive.into()),
             Value::Integer(attempt.collapses.into()),
+            count(attempt.limits.per_minute),
+            count(attempt.limits.running),
         ]);
         let answer = text_of(&call, AGAIN, parameters).await?;
         let stands = call.row(TURN, of_turn(name)).await?;
@@ -447,12 +449,17 @@ async fn started(
     let mut answer = Row::from_json(answer)?;
     let outcome = required(answer.text()?)?;
     let turn = answer.id()?;
+    for _ in ["attempt", "reply_id", "start"] {
+        answer.skip();
+    }
+    let retry_after = answer.count()?;
     if outcome == "started" && turn != context.turn {
         // Its key has become known since.
         context = asking.read(call).await?;
     }
     BeginRow {
         turn,
+        retry_after,
         asked,
         ..row(outcome, context)
     }
@@ -468,6 +475,7 @@ fn row(outcome: String, context: Context) -> BeginRow {
         is_cut: context.is_cut,
         past: context.past,
         prompt: None,
+        retry_after: 0,
         is_stored: context.is_stored,
         asked: Asked::default(),
     }
@@ -503,6 +511,8 @@ fn begin_parameters(new: &NewTurn, sent_bytes: u64) -> Vec<Value> {
         integer(attempt.lease),
         Value::Integer(attempt.is_exclusive.into()),
         Value::Integer(attempt.collapses.into()),
+        count(attempt.limits.per_minute),
+        count(attempt.limits.running),
     ]);
     parameters
 }
@@ -568,6 +578,6 @@ fn integer(duration: Duration) -> Value {
     Value::Integer(microseconds(duration))
 }
 
-fn count(bytes: usize) -> Value {
-    Value::Integer(super::bytes(bytes))
+fn count(count: impl TryInto<i64>) -> Value {
+    Value::Integer(super::number(count))
 }

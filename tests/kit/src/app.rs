@@ -416,10 +416,20 @@ impl TestApp {
 
     /// Another host on the same database and the same Ollama, until it is dropped. Its clock is right.
     pub async fn another(&self) -> Result<Another> {
+        self.another_with(&[]).await
+    }
+
+    /// Another host, with these variables instead.
+    pub async fn another_with(&self, changes: &[(&str, &str)]) -> Result<Another> {
+        let mut variables = self.options.variables.clone();
+        for (name, value) in changes {
+            variables.insert((*name).into(), (*value).into());
+        }
         if spin::program().is_none() {
             let program = self.platform.program().await?;
             let options = Options {
                 clock_ahead: Duration::ZERO,
+                variables,
                 ..self.options.clone()
             };
             let host = Host::start(program, options).await?;
@@ -431,7 +441,6 @@ impl TestApp {
         }
         let state_dir = self.options.state_dir.as_deref();
         let state_dir = state_dir.unwrap_or(self.state.path());
-        let variables = self.options.variables.clone();
         let spin = Process::start(self.state.path(), state_dir, "another", variables).await?;
         Ok(Another {
             client: Client::of(spin.address()),

@@ -29,6 +29,8 @@ async fn a_setting_that_cannot_be_used_is_named_and_not_repeated() -> Result<()>
         ("on_busy", "sometimes"),
         ("max_body_bytes", "-17"),
         ("max_line_bytes", "sometimes"),
+        ("max_turns_per_minute", "-17"),
+        ("max_running_turns", "sometimes"),
         ("turn_timeout", "sometimes"),
         ("comment_interval", "17 fortnights"),
     ] {

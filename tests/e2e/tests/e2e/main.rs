@@ -31,6 +31,7 @@ mod owners;
 mod page;
 mod pooler;
 mod races;
+mod rates;
 mod relay;
 mod schema;
 mod secrets;
