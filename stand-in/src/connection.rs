@@ -70,7 +70,11 @@ impl Drop for Answer<'_, '_> {
 impl Answer<'_, '_> {
     async fn send(&mut self, shared: &Shared) -> io::Result<Ending> {
         let request = self.exchange.request();
-        if let Some(answer) = ollama::route(request, &shared.config) {
+        let config = &shared.config;
+        let own = config.path(request).filter(|_| config.admits(request));
+        if let Some(script) = own.and_then(|path| shared.script_at(path)) {
+            return self.play(script).await;
+        } else if let Some(answer) = ollama::route(request, config) {
             self.out = answer;
         } else if let Some(script) = shared.script_for(request) {
             return self.play(script).await;

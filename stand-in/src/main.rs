@@ -21,6 +21,14 @@ struct Arguments {
     /// Tokens per reply; by default as many as its text has.
     #[arg(long)]
     tokens: Option<usize>,
+
+    /// What stands before its paths, as behind a gateway, such as /ollama
+    #[arg(long, default_value = "")]
+    prefix: String,
+
+    /// The bearer token without which nobody is answered
+    #[arg(long)]
+    key: Option<String>,
 }
 
 #[tokio::main]
@@ -30,6 +38,8 @@ async fn main() -> anyhow::Result<()> {
         listen: arguments.listen,
         rate: (arguments.rate > 0.0).then_some(arguments.rate),
         tokens: arguments.tokens,
+        prefix: arguments.prefix,
+        key: arguments.key,
         logs: true,
     })
     .await?;

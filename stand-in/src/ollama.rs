@@ -31,8 +31,13 @@ pub(crate) fn route(request: &Request, config: &Config) -> Option<Vec<u8>> {
     if config.listen.ip().is_loopback() && foreign_host || foreign_origin {
         return answer(403, None, "");
     }
-    let path = request.path.split('?').next().unwrap_or_default();
-    match (request.method.as_str(), path) {
+    if !config.admits(request) {
+        return answer(401, JSON, &wire::error("unauthorized"));
+    }
+    match (
+        request.method.as_str(),
+        config.path(request).unwrap_or_default(),
+    ) {
         ("POST", "/api/chat") => None,
         ("GET" | "HEAD", "/") => answer(200, TEXT, GREETING),
         ("GET" | "HEAD", "/api/version") => answer(200, JSON, &version()),

@@ -1,6 +1,6 @@
 //! The listening server: its configuration, and for tests the scripts and the recorded requests.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -30,8 +30,27 @@ pub struct Config {
     pub rate: Option<f64>,
     /// Tokens per reply; `None` is the built-in text, once.
     pub tokens: Option<usize>,
+    /// What stands before its paths, as behind a gateway: empty, or `/like/this`.
+    pub prefix: String,
+    /// The bearer token without which nobody is answered.
+    pub key: Option<String>,
     /// Whether a line on stderr says how each answer ended.
     pub logs: bool,
+}
+
+impl Config {
+    /// The path of a request as Ollama has it. `None` outside of the prefix.
+    pub(crate) fn path<'a>(&self, request: &'a Request) -> Option<&'a str> {
+        let path = request.path.split('?').next()?;
+        path.strip_prefix(&*self.prefix)
+    }
+
+    /// Whether the request has the key, if there is one.
+    pub(crate) fn admits(&self, request: &Request) -> bool {
+        let bearer = request.header("authorization");
+        let bearer = bearer.and_then(|value| value.strip_prefix("Bearer "));
+        self.key.is_none() || bearer == self.key.as_deref()
+    }
 }
 
 impl Default for Config {
@@ -40,6 +59,8 @@ impl Default for Config {
             listen: ANY_PORT.into(),
             rate: None,
             tokens: None,
+            prefix: String::new(),
+            key: None,
             logs: false,
         }
     }
@@ -62,6 +83,8 @@ pub(crate) struct Shared {
 
 struct Scripts {
     queue: VecDeque<Script>,
+    /// For requests other than chat requests, by their paths.
+    others: HashMap<&'static str, Script>,
     /// Answers when the queue is empty.
     fallback: Box<dyn Fn(&Request) -> Script + Send>,
 }
@@ -75,11 +98,17 @@ impl Server {
     /// Starts a server on a free port that answers chat requests with the test's scripts, and
     /// records all requests.
     pub async fn scripted() -> anyhow::Result<Self> {
+        Self::scripted_as(Config::default()).await
+    }
+
+    /// Like [`Server::scripted`], configured otherwise.
+    pub async fn scripted_as(config: Config) -> anyhow::Result<Self> {
         let scripts = Scripts {
             queue: VecDeque::new(),
+            others: HashMap::new(),
             fallback: Box::new(|_| Script::refuse(500, "the test has no script for this request")),
         };
-        Self::listen(Config::default(), Some(Mutex::new(scripts))).await
+        Self::listen(config, Some(Mutex::new(scripts))).await
     }
 
     async fn listen(mut config: Config, scripts: Option<Mutex<Scripts>>) -> anyhow::Result<Self> {
@@ -102,7 +131,7 @@ impl Server {
 
     /// Its URL, as `OLLAMA_URL` takes it.
     pub fn url(&self) -> String {
-        format!("http://{}", self.address())
+        format!("http://{}{}", self.address(), self.shared.config.prefix)
     }
 
     /// Answers one chat request with this script. Scripts are used in the order of the pushes.
@@ -124,6 +153,13 @@ impl Server {
         }
     }
 
+    /// Answers every request for this path with this script, such as `/api/tags`.
+    pub fn answer_at(&self, path: &'static str, script: Script) {
+        if let Some(mut scripts) = self.shared.scripts() {
+            scripts.others.insert(path, script);
+        }
+    }
+
     /// Waits for `count` requests of any kind, and returns all that have arrived.
     pub async fn requests(&self, count: usize) -> Vec<Arc<Exchange>> {
         let mut exchanges = self.shared.exchanges.subscribe();
@@ -137,7 +173,7 @@ impl Server {
         let mut exchanges = self.shared.exchanges.subscribe();
         let index = nth.saturating_sub(1);
         loop {
-            if let Some(exchange) = chats(&exchanges.borrow_and_update()).nth(index) {
+            if let Some(exchange) = self.shared.chats(&exchanges.borrow_and_update()).nth(index) {
                 return exchange.clone();
             }
             let _ = exchanges.changed().await;
@@ -146,7 +182,13 @@ impl Server {
 
     /// The number of chat requests that have arrived.
     pub fn chats(&self) -> usize {
-        chats(&self.shared.exchanges.borrow()).count()
+        self.shared.chats(&self.shared.exchanges.borrow()).count()
+    }
+
+    /// The number of requests for one of Ollama's paths that have arrived.
+    pub fn requests_at(&self, path: &str) -> usize {
+        let exchanges = self.shared.exchanges.borrow();
+        self.shared.requests_at(path, &exchanges).count()
     }
 }
 
@@ -157,6 +199,11 @@ impl fmt::Debug for Server {
 }
 
 impl Shared {
+    /// The script for a request that has one of its own by its path.
+    pub(crate) fn script_at(&self, path: &str) -> Option<Script> {
+        self.scripts()?.others.get(path).cloned()
+    }
+
     /// The script for a chat request; `None` asks for the built-in reply.
     pub(crate) fn script_for(&self, request: &Request) -> Option<Script> {
         let mut scripts = self.scripts()?;
@@ -176,6 +223,19 @@ impl Shared {
         if self.config.logs {
             let _ = writeln!(io::stderr(), "{exchange}");
         }
+    }
+
+    fn requests_at<'a>(
+        &self,
+        path: &str,
+        exchanges: &'a [Arc<Exchange>],
+    ) -> impl Iterator<Item = &'a Arc<Exchange>> {
+        let is_at = move |it: &&Arc<Exchange>| self.config.path(it.request()) == Some(path);
+        exchanges.iter().filter(is_at)
+    }
+
+    fn chats<'a>(&self, exchanges: &'a [Arc<Exchange>]) -> impl Iterator<Item = &'a Arc<Exchange>> {
+        self.requests_at("/api/chat", exchanges)
     }
 
     fn scripts(&self) -> Option<MutexGuard<'_, Scripts>> {
@@ -207,9 +267,4 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
             Some(_) = connections.join_next() => {}
         }
     }
-}
-
-fn chats(exchanges: &[Arc<Exchange>]) -> impl Iterator<Item = &Arc<Exchange>> {
-    let all = exchanges.iter();
-    all.filter(|exchange| exchange.request().path == "/api/chat")
 }

@@ -19,12 +19,10 @@ const LAST_CHUNK: &str = "\r\n0\r\n\r\n";
 
 /// Starts a server that answers with its built-in reply.
 async fn started(rate: Option<f64>, tokens: Option<usize>) -> Result<Server> {
-    let listen = Config::default().listen;
     Server::start(Config {
-        listen,
         rate,
         tokens,
-        logs: false,
+        ..Config::default()
     })
     .await
 }
@@ -76,6 +74,37 @@ fn lines(answer: &str) -> Result<Vec<Value>> {
         Ok(serde_json::from_str(chunk[1])?)
     };
     parts.chunks_exact(2).map(line).collect()
+}
+
+#[tokio::test]
+async fn behind_a_guard_only_requests_with_the_prefix_and_the_key_are_answered() -> Result<()> {
+    let server = Server::scripted_as(Config {
+        prefix: "/behind/it".to_owned(),
+        key: Some("the-key".to_owned()),
+        ..Config::default()
+    })
+    .await?;
+    server.always(Script::reply(["ok"]));
+    server.answer_at("/api/tags", Script::body(200, "application/json", "{}"));
+    let key = format!("{LOCAL}Authorization: Bearer the-key\r\n");
+    let wrong = format!("{LOCAL}Authorization: Bearer the-keys\r\n");
+    for (target, headers, status) in [
+        ("POST /behind/it/api/chat", &*key, "200"),
+        ("GET /behind/it/api/tags", &key, "200"),
+        ("GET /behind/it/api/version?a", &key, "200"),
+        ("POST /api/chat", &key, "404"),
+        ("GET /api/tags", &key, "404"),
+        ("POST /behind/it/api/chat", &wrong, "401"),
+        ("POST /behind/it/api/chat", LOCAL, "401"),
+        ("GET /behind/it/api/tags", LOCAL, "401"),
+    ] {
+        let mut stream = send(&server, target, headers, &hello().to_string()).await?;
+        let mut start = [0; 12];
+        timeout(LONG, stream.read_exact(&mut start)).await??;
+        let start = String::from_utf8_lossy(&start);
+        assert_eq!(start, format!("HTTP/1.1 {status}"), "{target} {headers}");
+    }
+    Ok(())
 }
 
 #[tokio::test]

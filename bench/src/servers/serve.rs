@@ -67,7 +67,7 @@ pub fn run(what: Serve) -> Result<()> {
                     listen,
                     tokens: Some(tokens),
                     rate: (rate > 0.0).then_some(rate),
-                    logs: false,
+                    ..stand_in::Config::default()
                 };
                 let server = stand_in::Server::start(config).await?;
                 announce_and_wait(server.address()).await
