@@ -15,14 +15,18 @@ use crate::access::{self, Access};
 use crate::http::AllowedOrigins;
 use crate::reply::Whitespace;
 use crate::request::Limits;
+use crate::secret::Secret;
 use crate::spin::variables;
 use crate::store::OwnerLimits;
+use crate::upstream::OllamaUrl;
 
 /// The settings of a turn. Has no `Debug`, since it holds a password.
 pub(crate) struct Config {
     /// PostgreSQL's URL, with its password; `None` is the host's SQLite.
     pub(crate) database_url: Option<String>,
     pub(crate) ollama_url: OllamaUrl,
+    /// What Ollama, or what guards it, wants to be shown.
+    pub(crate) ollama_api_key: Option<Secret>,
     /// How white space in a completion is stored.
     pub(crate) completion_whitespace: Whitespace,
     /// What happens to a turn whose client has left.
@@ -112,15 +116,6 @@ enum OnBusy {
     Reject,
 }
 
-/// Scheme and authority of Ollama's address.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct OllamaUrl {
-    /// `https` instead of `http`.
-    pub(crate) is_https: bool,
-    /// Host and port.
-    pub(crate) authority: String,
-}
-
 /// A variable with a value that cannot be used. Does not repeat the value, which may be secret.
 #[derive(Debug, PartialEq, Eq, Error)]
 #[error("the variable `{name}` {must_be}")]
@@ -163,7 +158,8 @@ where
     let on_busy = source.get("on_busy", choice::<OnBusy>).await?;
     Ok(Config {
         database_url: source.get("database_url", database_url).await?,
-        ollama_url: source.get("ollama_url", ollama_url).await?,
+        ollama_url: source.get("ollama_url", OllamaUrl::parse).await?,
+        ollama_api_key: source.get("ollama_api_key", ollama_api_key).await?,
         completion_whitespace: source.get("completion_whitespace", choice).await?,
         on_disconnect: source.get("on_disconnect", choice).await?,
         is_exclusive: on_busy == OnBusy::Reject,
@@ -246,22 +242,9 @@ fn database_url(value: &str) -> Result<Option<String>, String> {
     })
 }
 
-fn ollama_url(value: &str) -> Result<OllamaUrl, String> {
-    let must_be = || "must be scheme, host and port alone, like http://localhost:11434".to_owned();
-    let (scheme, rest) = value.split_once("://").ok_or_else(must_be)?;
-    let authority = rest.strip_suffix('/').unwrap_or(rest);
-    let is_https = match scheme {
-        "http" => false,
-        "https" => true,
-        _ => return Err(must_be()),
-    };
-    if authority.is_empty() || authority.contains(['/', '?', '#', '@', ' ']) {
-        return Err(must_be());
-    }
-    Ok(OllamaUrl {
-        is_https,
-        authority: authority.to_owned(),
-    })
+fn ollama_api_key(value: &str) -> Result<Option<Secret>, String> {
+    let key = (!value.is_empty()).then(|| Secret::new("ollama_api_key", value));
+    key.transpose()
 }
 
 fn count(value: &str) -> Result<usize, String> {
@@ -297,27 +280,6 @@ pub(crate) mod tests {
     use futures_util::FutureExt as _;
 
     use super::*;
-
-    #[test]
-    fn an_ollama_url_is_scheme_host_and_port() {
-        let local = OllamaUrl {
-            is_https: false,
-            authority: "localhost:11434".into(),
-        };
-        assert_eq!(ollama_url("http://localhost:11434"), Ok(local.clone()));
-        assert_eq!(ollama_url("http://localhost:11434/"), Ok(local));
-        assert!(ollama_url("https://ollama.example").is_ok_and(|url| url.is_https));
-        for wrong in [
-            "",
-            "localhost:11434",
-            "ftp://x",
-            "http://",
-            "http://x/api",
-            "http://u:p@x",
-        ] {
-            assert!(ollama_url(wrong).is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn durations_have_units_and_a_bare_number_is_seconds() {
@@ -396,11 +358,15 @@ pub(crate) mod tests {
         Rc::new(read_from(&variables).0.ok().unwrap())
     }
 
+    /// They only extend `allowed_outbound_hosts`.
+    const HOSTS: [&str; 2] = ["database_host", "ollama_host"];
+
     #[test]
     fn every_variable_in_the_manifest_is_read_and_has_a_valid_default() {
         let mut defaults = defaults();
-        // It only extends `allowed_outbound_hosts`.
-        assert!(defaults.remove("database_host").is_some());
+        for host in HOSTS {
+            assert!(defaults.remove(host).is_some(), "{host}");
+        }
         let (config, read) = read_from(&defaults);
         assert!(config.is_ok());
         assert_eq!(read, defaults.into_keys().collect());
@@ -414,7 +380,7 @@ pub(crate) mod tests {
         let given = given.map(|(name, it)| (name.clone(), it.as_str().unwrap().to_owned()));
         let names = defaults()
             .into_keys()
-            .filter(|name| name != "database_host");
+            .filter(|name| !HOSTS.contains(&name.as_str()));
         let expected = names.map(|name| (name.clone(), format!("{{{{ {name} }}}}")));
         assert_eq!(given.collect::<BTreeMap<_, _>>(), expected.collect());
     }

@@ -18,8 +18,8 @@
 //! | [`store`] | all SQL, and with it the order of a conversation; the port and its two adapters, retries, migrations | HTTP, SSE, Ollama |
 //!
 //! Shared by all: [`conversation`] (the vocabulary, and the JSON of messages), [`error`] (who learns what),
-//! [`config`] (the operator's settings), [`clock`] (deadlines), [`ids`], [`permit`] (what an
-//! instance has room for), [`log`], [`spin`] (its SDK).
+//! [`config`] (the operator's settings), [`upstream`] (where Ollama is), [`secret`] (what is told to nobody else),
+//! [`clock`] (deadlines), [`ids`], [`permit`] (what an instance has room for), [`log`], [`spin`] (its SDK).
 
 #![allow(
     rustdoc::private_intra_doc_links,
@@ -32,6 +32,7 @@ pub mod idempotency;
 pub mod ollama;
 pub mod reply;
 pub mod request;
+pub mod secret;
 pub mod service;
 
 mod access;
@@ -45,6 +46,7 @@ mod permit;
 mod spin;
 mod store;
 mod turn;
+mod upstream;
 
 /// The wasm entry point. Elsewhere it would not link: the crate is a `cdylib` and an `rlib`.
 #[cfg(target_arch = "wasm32")]

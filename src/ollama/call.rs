@@ -1,4 +1,4 @@
-//! The call of `POST /api/chat`: sends a body, and hands out the bytes of the answer.
+//! The calls of Ollama's API: sends a request, and hands out the bytes of the answer.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::StatusCode;
 
 use crate::clock::nanoseconds;
-use crate::config::{OllamaUrl, Timeouts};
+use crate::config::Config;
 use crate::error::{Code, RelayError};
 use crate::http::fields;
 use crate::ollama::body::Body;
@@ -73,15 +73,37 @@ impl Answer for Received {
 const WRITE_MAX: usize = 64 * 1024;
 
 /// Sends a chat request. `room` is given back once the body is sent.
-pub(crate) async fn send(
-    url: &OllamaUrl,
+pub(crate) async fn chat(
+    config: &Config,
     body: Body,
     room: Option<Room>,
-    timeouts: &Timeouts,
 ) -> Result<impl Answer + use<>, RelayError> {
-    let response = client::send(request(url, body, room, timeouts))
-        .await
-        .map_err(failed)?;
+    let body = body.into_pieces();
+    let length: usize = body.iter().map(Vec::len).sum();
+    let length = length.to_string();
+    let headers = [
+        ("content-type", "application/json"),
+        ("content-length", length.as_str()),
+    ];
+    let (mut writer, reader) = wit_stream::new();
+    let request = request(config, &Method::Post, "/api/chat", &headers, Some(reader));
+    // In a task of its own, since Ollama may answer before it has read everything.
+    spawn(async move {
+        'body: for piece in body {
+            // A host takes a write whole, and a large one would wait there for Ollama, with nobody counting it.
+            for part in piece.chunks(WRITE_MAX) {
+                if !writer.write_all(part.to_vec()).await.is_empty() {
+                    break 'body;
+                }
+            }
+        }
+        drop(room);
+    });
+    send(request).await
+}
+
+async fn send(request: Request) -> Result<Received, RelayError> {
+    let response = client::send(request).await.map_err(failed)?;
     let status = StatusCode::from_u16(response.get_status_code());
     let headers = response.get_headers();
     let header = |name| {
@@ -101,14 +123,21 @@ pub(crate) async fn send(
 }
 
 /// Has only the headers that the call needs: a loopback-bound Ollama refuses a foreign `Host` or `Origin`.
-fn request(url: &OllamaUrl, body: Body, room: Option<Room>, timeouts: &Timeouts) -> Request {
-    let body = body.into_pieces();
-    let length: usize = body.iter().map(Vec::len).sum();
-    let headers = fields([
-        ("content-type", "application/json"),
-        ("accept-encoding", "identity"),
-        ("content-length", length.to_string().as_str()),
-    ]);
+fn request(
+    config: &Config,
+    method: &Method,
+    path: &str,
+    more: &[(&str, &str)],
+    body: Option<StreamReader<u8>>,
+) -> Request {
+    let (url, timeouts) = (&config.ollama_url, &config.timeouts);
+    let mut headers = vec![("accept-encoding", "identity")];
+    headers.extend_from_slice(more);
+    let bearer = config.ollama_api_key.as_ref();
+    let bearer = bearer.map(|key| format!("Bearer {}", key.reveal()));
+    if let Some(bearer) = &bearer {
+        headers.push(("authorization", bearer));
+    }
 
     let options = RequestOptions::new();
     let in_nanoseconds = |duration: Duration| Some(nanoseconds(duration));
@@ -117,30 +146,16 @@ fn request(url: &OllamaUrl, body: Body, room: Option<Room>, timeouts: &Timeouts)
     let _ = options.set_first_byte_timeout(in_nanoseconds(timeouts.ollama_first_byte));
     let _ = options.set_between_bytes_timeout(in_nanoseconds(timeouts.ollama_idle));
 
-    let (mut writer, reader) = wit_stream::new();
     let (_, trailers) = wit_future::new(|| Ok(None));
-    let (request, _) = Request::new(headers, Some(reader), trailers, Some(options));
+    let (request, _) = Request::new(fields(headers), body, trailers, Some(options));
     // What a host refuses here, it refuses again when the request is sent, and that is reported.
-    let _ = request.set_method(&Method::Post);
-    let _ = request.set_scheme(Some(if url.is_https {
-        &Scheme::Https
-    } else {
-        &Scheme::Http
+    let _ = request.set_method(method);
+    let _ = request.set_scheme(Some(match url.is_https {
+        true => &Scheme::Https,
+        false => &Scheme::Http,
     }));
     let _ = request.set_authority(Some(&url.authority));
-    let _ = request.set_path_with_query(Some("/api/chat"));
-    // In a task of its own, since Ollama may answer before it has read everything.
-    spawn(async move {
-        'body: for piece in body {
-            // A host takes a write whole, and a large one would wait there for Ollama, with nobody counting it.
-            for part in piece.chunks(WRITE_MAX) {
-                if !writer.write_all(part.to_vec()).await.is_empty() {
-                    break 'body;
-                }
-            }
-        }
-        drop(room);
-    });
+    let _ = request.set_path_with_query(Some(&url.path(path)));
     request
 }
 
@@ -170,7 +185,7 @@ fn failed(error: ErrorCode) -> RelayError {
         ),
         ErrorCode::HttpRequestDenied => RelayError::new(
             Code::OllamaUnreachable,
-            "the server may not call Ollama at its address: `allowed_outbound_hosts` must hold `ollama_url`",
+            "the server may not call Ollama at its address: the operator must set `ollama_host` to scheme, host and port of `ollama_url`",
         ),
         ErrorCode::HttpResponseIncomplete
         | ErrorCode::ConnectionTerminated
@@ -240,7 +255,7 @@ mod tests {
             (
                 ErrorCode::HttpRequestDenied,
                 Code::OllamaUnreachable,
-                "allowed_outbound_hosts",
+                "set `ollama_host` to scheme, host and port of `ollama_url`",
             ),
             (
                 ErrorCode::InternalError(Some("at 10.0.0.1".into())),

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::error::{Code, RelayError};
 use crate::reply::wire::{error_text, shortened};
+use crate::secret::Secret;
 
 /// UTF-8's byte order mark.
 const BOM: &[u8] = b"\xef\xbb\xbf";
@@ -48,8 +49,9 @@ impl Head {
     }
 }
 
-/// What the client is told of an answer that is no reply, of whose body this much was read.
-pub(crate) fn refused(head: &Head, body: &[u8]) -> RelayError {
+/// What the client is told of an answer that is no reply, of whose body this much was read: without the key, which
+/// whoever refused it may repeat.
+pub(crate) fn refused(head: &Head, body: &[u8], key: Option<&Secret>) -> RelayError {
     let status = head.status.as_u16();
     let told = match (head.encoding(), reason(body)) {
         (Some(encoding), _) => format!(
@@ -63,16 +65,21 @@ pub(crate) fn refused(head: &Head, body: &[u8]) -> RelayError {
         }
         (None, None) => "it gave no reason".to_owned(),
     };
-    let text = match head.status {
+    let mut text = match head.status {
         StatusCode::OK => {
             format!("What answers at `ollama_url` sent no chat response, with status 200: {told}")
         }
         _ => format!("Ollama refused the request with status {status}: {told}"),
     };
+    if let Some(key) = key {
+        key.hide(&mut text);
+    }
     let advice = match head.status {
-        StatusCode::UNAUTHORIZED => ". Whatever guards Ollama wants credentials",
+        StatusCode::UNAUTHORIZED => {
+            ". Whatever guards Ollama wants a key: `ollama_api_key` may be wrong or missing"
+        }
         StatusCode::FORBIDDEN => {
-            ". Ollama, or what stands before it, does not admit this server: see its OLLAMA_HOST"
+            ". Ollama, or what stands before it, does not admit this server: `ollama_api_key` may be wrong or missing, or see Ollama's own OLLAMA_HOST"
         }
         status if status.is_redirection() => {
             ". A redirect is not followed: set `ollama_url` to where Ollama itself is"
@@ -140,7 +147,7 @@ mod tests {
     }
 
     fn told(status: u16, content_type: &str, body: &[u8]) -> String {
-        let error = refused(&head(status, content_type, ""), body);
+        let error = refused(&head(status, content_type, ""), body, None);
         assert_eq!(error.code, Code::OllamaRefused);
         error.text.into_owned()
     }
@@ -207,15 +214,44 @@ mod tests {
     #[test]
     fn what_to_do_is_said_where_the_status_tells() {
         for (status, advice) in [
-            (401, "credentials"),
+            (401, "`ollama_api_key`"),
+            (403, "`ollama_api_key`"),
             (403, "OLLAMA_HOST"),
             (302, "`ollama_url`"),
         ] {
             let text = told(status, "", b"");
             assert!(text.contains(advice), "{text}");
         }
-        let gzip = refused(&head(200, "application/x-ndjson", "gzip"), b"\x1f\x8b");
+        let gzip = refused(
+            &head(200, "application/x-ndjson", "gzip"),
+            b"\x1f\x8b",
+            None,
+        );
         assert!(gzip.text.contains("compressed its answer (gzip)"), "{gzip}");
+    }
+
+    #[test]
+    fn the_key_is_not_told_however_it_is_repeated() {
+        let key = Secret::new("ollama_api_key", "s3cret/key").unwrap();
+        let filler = "x".repeat(190);
+        let cut = format!("{filler} s3cret/key");
+        let cut_json = format!("{{\"error\":\"{} s3cret/key\"}}", "x".repeat(2040));
+        for (content_type, body) in [
+            ("text/plain", "s3cret/key is wrong"),
+            ("text/html", "<p>s3cret/key</p>"),
+            ("", r#"{"error":"no s3cret\/key"}"#),
+            ("", r#"{"error":{"key":"s3cret/key"}}"#),
+            ("", r#"{"error":"{\"message\":\"s3cret/k\\u0065y\"}"}"#),
+            ("s3cret/key", "?"),
+            ("", &cut),
+            ("", &cut_json),
+        ] {
+            let head = head(401, content_type, "");
+            let text = refused(&head, body.as_bytes(), Some(&key)).text;
+            assert!(!text.contains("s3cr"), "{text}");
+        }
+        let told = refused(&head(200, "", "s3cret/key"), b"", Some(&key)).text;
+        assert!(told.contains("([ollama_api_key])"), "{told}");
     }
 
     #[test]

@@ -22,6 +22,7 @@ use std::ops::ControlFlow;
 use serde_json::value::RawValue;
 
 use crate::error::RelayError;
+use crate::secret::Secret;
 
 pub mod catch_up;
 mod completion;
@@ -73,6 +74,11 @@ impl Pipeline {
     /// The client was told to drop what it has: the next event of data carries its type.
     pub fn after_restart(&mut self) {
         self.transcoder.after_restart();
+    }
+
+    /// Ollama's errors are told without it.
+    pub fn hide(&mut self, secret: Option<Secret>) {
+        self.transcoder.hide(secret);
     }
 
     /// Takes the next chunk and appends the events that it completes to `events`. Breaks once the

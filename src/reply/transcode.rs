@@ -15,6 +15,7 @@ use super::sse::{ErrorData, Event};
 use super::wire::{self, ChatChunk};
 use crate::conversation::ReplyStatus;
 use crate::error::{Code, RelayError};
+use crate::secret::Secret;
 
 /// How the bytes from Ollama ended.
 #[derive(Debug)]
@@ -120,6 +121,8 @@ pub struct Transcoder {
     sent: usize,
     /// A limit of ours that ended the reply.
     over_limit: Option<RelayError>,
+    /// What Ollama's errors must not tell.
+    secret: Option<Secret>,
 }
 
 impl Transcoder {
@@ -138,7 +141,13 @@ impl Transcoder {
             stream_cap,
             sent: 0,
             over_limit: None,
+            secret: None,
         }
+    }
+
+    /// Ollama's errors are told without it.
+    pub fn hide(&mut self, secret: Option<Secret>) {
+        self.secret = secret;
     }
 
     /// The client was told to drop what it has: the next event of data carries its type.
@@ -217,7 +226,10 @@ impl Transcoder {
                 }
                 Err(TooLong) => self.end_at_cap(),
             },
-            Ok((_, ChatChunk::Error { text })) => {
+            Ok((_, ChatChunk::Error { mut text })) => {
+                if let Some(secret) = &self.secret {
+                    secret.hide(&mut text);
+                }
                 self.held = Some(text);
                 None
             }

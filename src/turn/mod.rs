@@ -235,6 +235,7 @@ impl Turn {
         };
         let whitespace = self.config.completion_whitespace;
         let mut pipeline = Pipeline::new(caps, whitespace, Some(self.attempt.short()));
+        pipeline.hide(self.config.ollama_api_key.clone());
         if self.is_restart {
             relay.restart(self.name.turn, self.attempt);
             pipeline.after_restart();
@@ -260,7 +261,7 @@ impl Turn {
                     ));
                 }
             };
-            let answer = call::send(&config.ollama_url, body, room, &config.timeouts).await;
+            let answer = call::chat(&config, body, room).await;
             self.permit.resize(0);
             answer
         };

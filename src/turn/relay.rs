@@ -164,7 +164,8 @@ impl<S: Sink, C: Clock> Relay<S, C> {
             Err(End::Failed(error)) if error.code == Code::OllamaTimeout => {}
             other => other?,
         }
-        Ok(End::Failed(refusal::refused(&head, &body)))
+        let secret = self.config.ollama_api_key.as_ref();
+        Ok(End::Failed(refusal::refused(&head, &body, secret)))
     }
 
     /// Waits for Ollama, for `limit` at most, and sends comments meanwhile.

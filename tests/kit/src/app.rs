@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use llmchat_host::{Host, Options, Output, Remains, ResponseLimits};
-use ollama_stand_in::{Ending, Script, Server};
+use ollama_stand_in::{Config, Ending, Script, Server};
 use tempfile::TempDir;
 
 use crate::component::{self, Platform};
@@ -23,6 +23,7 @@ pub struct Setup {
     options: Options,
     has_database_wire: bool,
     has_ollama_wire: bool,
+    ollama: Config,
     disk: Option<usize>,
     /// What only our host has.
     native: Option<&'static str>,
@@ -97,6 +98,13 @@ impl Setup {
         self
     }
 
+    /// Puts Ollama behind a path and a key, and sets both variables.
+    pub fn guarded_ollama(mut self, prefix: &str, key: &str) -> Self {
+        self.ollama.prefix = prefix.to_owned();
+        self.ollama.key = Some(key.to_owned());
+        self
+    }
+
     /// Has the store on a small [`Disk`].
     pub fn disk(mut self, mebibytes: usize) -> Self {
         self.disk = Some(mebibytes);
@@ -107,9 +115,16 @@ impl Setup {
     pub async fn start(mut self) -> Result<TestApp> {
         let state = TempDir::with_prefix("llmchat-test-")?;
         self.options.state_dir = Some(state.path().to_owned());
-        let ollama = Server::scripted().await?;
+        let ollama = Server::scripted_as(self.ollama.clone()).await?;
         let (address, ollama_wire) = wire(self.has_ollama_wire, ollama.address()).await?;
-        self.default("ollama_url", format!("http://{address}"));
+        let prefix = self.ollama.prefix.clone();
+        self.default("ollama_url", format!("http://{address}{prefix}"));
+        if let Some(key) = self.ollama.key.clone() {
+            self.default("ollama_api_key", key);
+        }
+        if let Platform::Akamai = self.platform {
+            self.default("ollama_host", format!("http://{address}"));
+        }
         let mut disk = None;
         let (store, database_wire) = match self.backend {
             Backend::Sqlite => {
@@ -217,6 +232,7 @@ impl TestApp {
             platform: Platform::Spin,
             has_database_wire: false,
             has_ollama_wire: false,
+            ollama: Config::default(),
             disk: None,
             native: None,
         }

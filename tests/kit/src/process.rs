@@ -33,6 +33,8 @@ pub type Variables = Vec<(&'static str, String)>;
 pub struct Process {
     address: SocketAddr,
     variables: Vec<(String, String)>,
+    /// A file with certificates that it trusts.
+    trusted: Option<PathBuf>,
     state: PathBuf,
     log: PathBuf,
     process: Mutex<Option<Running>>,
@@ -47,6 +49,17 @@ impl Process {
         name: &str,
         variables: impl IntoIterator<Item = (impl Into<String>, String)>,
     ) -> Result<Self> {
+        Self::trusting(None, directory, state, name, variables).await
+    }
+
+    /// Like [`Process::start`], with a file of certificates that are trusted besides those of the public.
+    pub async fn trusting(
+        trusted: Option<PathBuf>,
+        directory: &Path,
+        state: &Path,
+        name: &str,
+        variables: impl IntoIterator<Item = (impl Into<String>, String)>,
+    ) -> Result<Self> {
         let variables = variables.into_iter();
         let process = Self {
             // Free now; each process binds it.
@@ -54,6 +67,7 @@ impl Process {
             variables: variables
                 .map(|(name, value)| (name.into(), value))
                 .collect(),
+            trusted,
             state: state.to_owned(),
             log: directory.join(format!("{name}.log")),
             process: Mutex::default(),
@@ -80,6 +94,7 @@ impl Process {
             .arg("--state-dir")
             .arg(&self.state)
             .envs(variables.map(|(name, value)| (environment_name(name), value)))
+            .envs(self.trusted.iter().map(|file| ("SSL_CERT_FILE", file)))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);

@@ -20,6 +20,7 @@ mod delete;
 mod disk;
 mod docs;
 mod faults;
+mod guarded;
 #[cfg(target_os = "linux")]
 mod killed;
 mod limits;

@@ -108,7 +108,12 @@ on_both_stores! {
     }
 
     async fn a_host_that_nobody_knows_is_told(backend: Backend) -> Result<()> {
-        let app = TestApp::with(backend, "ollama_url", "http://ollama.invalid:11434").await?;
+        let nowhere = "http://ollama.invalid:11434";
+        let app = TestApp::on(backend)
+            .variable("ollama_url", nowhere)
+            .variable("ollama_host", nowhere)
+            .start()
+            .await?;
         assert_eq!(only_error(&app.ask("app", "Hi").await?)?.0, "ollama_unreachable");
         Ok(())
     }
