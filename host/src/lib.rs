@@ -53,6 +53,7 @@ pub mod variables;
 
 pub use component::Program;
 pub use manifest::Manifest;
+pub use outbound::allowed::may_call;
 pub use output::Output;
 pub use server::{Host, InstanceLimits, Options, Remains, ResponseLimits};
 pub use sqlite::sqlite_file;

@@ -1,7 +1,7 @@
 //! What a person wants to know at the start: where it listens, what it stores in, whether
 //! Ollama is there, and a request to paste.
 //!
-//! A password is never shown: of a database's address only host, port and name are.
+//! Neither a password nor a key is ever shown: of a database's address only host, port and name are.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use llmchat_host::variables::environment_name;
-use llmchat_host::{Manifest, Options, Variables};
+use llmchat_host::{Manifest, Options, Output, Variables};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_postgres::config::Host;
@@ -23,6 +23,9 @@ use crate::say;
 
 /// The variable with Ollama's address.
 pub(crate) const OLLAMA_URL: &str = "ollama_url";
+/// The variable with what the component may call of it.
+pub(crate) const OLLAMA_HOST: &str = "ollama_host";
+const OLLAMA_API_KEY: &str = "ollama_api_key";
 const DATABASE_URL: &str = "database_url";
 
 /// Ollama runs on this machine or nearby: the start does not wait longer for it.
@@ -39,7 +42,9 @@ pub(crate) async fn print(
 ) -> Result<()> {
     let variables = Variables::resolve(manifest, &options.variables)?;
     let url = variables.get(OLLAMA_URL).unwrap_or_default();
-    let models = models(url).await;
+    let key = variables.get(OLLAMA_API_KEY).map(str::trim);
+    let key = key.filter(|key| !key.is_empty());
+    let models = models(url, key).await;
     let ollama = match &models {
         _ if stand_in => format!("the built-in stand-in at {url}: made-up text, no model"),
         Ok(models) if models.is_empty() => {
@@ -52,6 +57,9 @@ pub(crate) async fn print(
             environment_name(OLLAMA_URL),
         ),
     };
+    if let Some(warning) = not_allowed(manifest, &variables, url) {
+        Output::default().line(format_args!("warning: {warning}"));
+    }
     let models = models.unwrap_or_default();
     let model = models.first().map_or("llama3.2", String::as_str);
 
@@ -104,11 +112,32 @@ fn database(url: &str) -> Option<String> {
     Some(format!("PostgreSQL, database {name} at {hosts}"))
 }
 
+/// What to set, if the component may not call Ollama where it is.
+fn not_allowed(manifest: &Manifest, variables: &Variables, url: &str) -> Option<String> {
+    let uri: Uri = url.parse().ok()?;
+    let (scheme, host) = (uri.scheme_str()?, uri.host()?);
+    // Why nothing at all may be called is told by the host.
+    if llmchat_host::may_call(manifest, variables, scheme, host, uri.port_u16()).unwrap_or(true) {
+        return None;
+    }
+    Some(format!(
+        "the component may not call {OLLAMA_URL}: set {}={scheme}://{}",
+        environment_name(OLLAMA_HOST),
+        uri.authority()?
+    ))
+}
+
 /// The models that Ollama has; an error if it is not there.
-async fn models(url: &str) -> Result<Vec<String>> {
+async fn models(url: &str, key: Option<&str>) -> Result<Vec<String>> {
     let url = format!("{}/api/tags", url.trim_end_matches('/'));
-    let body = timeout(PATIENCE, get(&url)).await;
+    let body = timeout(PATIENCE, get(&url, key)).await;
     let (status, body) = body.context("no answer within a second")??;
+    let is_guarded = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+    ensure!(
+        !is_guarded,
+        "it answers {status}: {} may be wrong or missing",
+        environment_name(OLLAMA_API_KEY)
+    );
     ensure!(status.is_success(), "it answers {status}");
     let body: serde_json::Value = serde_json::from_slice(&body).context("it is no Ollama")?;
     let models = body.get("models").and_then(|models| models.as_array());
@@ -122,7 +151,7 @@ async fn models(url: &str) -> Result<Vec<String>> {
 /// Has the component look at its variables: it does before it refuses the method.
 pub(crate) async fn check(address: SocketAddr) -> Result<()> {
     let url = format!("http://{}/llmchat/", reachable(address));
-    let answer = timeout(CHECK_PATIENCE, get(&url)).await;
+    let answer = timeout(CHECK_PATIENCE, get(&url, None)).await;
     let (status, body) = answer.context("the component does not answer")??;
     let body: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
     let error = body.get("error").and_then(|error| error.as_str());
@@ -134,8 +163,8 @@ pub(crate) async fn check(address: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-/// Asks for a page; returns with the status and the body.
-async fn get(url: &str) -> Result<(StatusCode, Bytes)> {
+/// Asks for a page, with a bearer token if there is one; returns with the status and the body.
+async fn get(url: &str, key: Option<&str>) -> Result<(StatusCode, Bytes)> {
     const LIMIT: usize = 1 << 20;
     let uri: Uri = url.parse().context("no URL")?;
     ensure!(
@@ -147,9 +176,11 @@ async fn get(url: &str) -> Result<(StatusCode, Bytes)> {
     let stream = TcpStream::connect((host, authority.port_u16().unwrap_or(80))).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
-    let request = Request::get(uri.path())
-        .header(header::HOST, authority.as_str())
-        .body(Empty::<Bytes>::new())?;
+    let mut request = Request::get(uri.path()).header(header::HOST, authority.as_str());
+    if let Some(key) = key {
+        request = request.header(header::AUTHORIZATION, format!("Bearer {key}"));
+    }
+    let request = request.body(Empty::<Bytes>::new())?;
     let response = sender.send_request(request).await?;
     let status = response.status();
     let body = Limited::new(response.into_body(), LIMIT).collect().await;

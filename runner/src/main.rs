@@ -42,7 +42,11 @@ async fn run(cli: cli::Cli) -> Result<()> {
         None => None,
     };
     if let Some(stand_in) = &stand_in {
-        variables.insert(banner::OLLAMA_URL.to_owned(), stand_in.url());
+        for name in [banner::OLLAMA_URL, banner::OLLAMA_HOST] {
+            if manifest.variables().contains_key(name) {
+                variables.insert(name.to_owned(), stand_in.url());
+            }
+        }
     }
     // Report a wrong name before the build, which takes a while.
     Variables::resolve(&manifest, &variables)?;

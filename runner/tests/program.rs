@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use llmchat_host::Manifest;
+use ollama_stand_in::{Config, Server};
 use tempfile::TempDir;
 
 /// Nothing takes this long, however slow the machine is.
@@ -176,6 +177,54 @@ fn a_wrong_variable_is_named_at_the_start() {
             "{error}"
         );
     }
+}
+
+/// What the program prints up to the request to paste, on stdout and stderr.
+fn banner(url: &str, key: &str) -> [String; 2] {
+    let state = tempfile::tempdir().unwrap();
+    let mut child = command(&["--listen", "127.0.0.1:0", "--state-dir"])
+        .arg(state.path())
+        .args(["--variable", &format!("ollama_url={url}")])
+        .env("SPIN_VARIABLE_OLLAMA_API_KEY", key)
+        .spawn()
+        .unwrap();
+    let mut printed = String::new();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    while !printed.contains("curl -N") && stdout.read_line(&mut printed).unwrap() > 0 {}
+    child.kill().unwrap();
+    let error = child.wait_with_output().unwrap().stderr;
+    [printed, String::from_utf8(error).unwrap()]
+}
+
+#[test]
+fn the_banner_finds_an_ollama_behind_a_path_and_a_key_and_does_not_show_it() {
+    const KEY: &str = "s3cret/key";
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let config = Config {
+        prefix: "/behind/it".to_owned(),
+        key: Some(KEY.to_owned()),
+        ..Config::default()
+    };
+    let ollama = runtime.block_on(Server::start(config)).unwrap();
+    for (key, said) in [
+        (KEY, "with stand-in"),
+        ("s3cret", "SPIN_VARIABLE_OLLAMA_API_KEY may be wrong"),
+    ] {
+        let [printed, error] = banner(&ollama.url(), key);
+        assert!(printed.contains(said), "{printed}{error}");
+        assert!(!printed.contains("s3cret"), "{printed}");
+        assert_eq!(error, "");
+    }
+}
+
+#[test]
+fn what_an_ollama_on_another_machine_needs_is_said_at_the_start() {
+    // Another loopback address: as far away as another machine, and nobody listens there.
+    let [printed, error] = banner("http://127.0.0.2:9/behind/it", "s3cret");
+    assert!(printed.contains("does not answer"), "{printed}");
+    let advice = "set SPIN_VARIABLE_OLLAMA_HOST=http://127.0.0.2:9\n";
+    assert!(error.contains(advice), "{error}");
+    assert!(!error.contains("s3cret") && !printed.contains("s3cret"));
 }
 
 /// More connections than there are descriptors, without a request.

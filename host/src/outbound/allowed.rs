@@ -16,6 +16,17 @@ use url::Host;
 use crate::manifest::Manifest;
 use crate::variables::Variables;
 
+/// Whether `allowed_outbound_hosts` of the component has an address; an error if its entries are broken.
+pub fn may_call(
+    manifest: &Manifest,
+    variables: &Variables,
+    scheme: &str,
+    host: &str,
+    port: Option<u16>,
+) -> Result<bool> {
+    AllowedHosts::resolve(manifest, variables).allow(scheme, host, port)
+}
+
 /// The entries, or why there are none.
 pub(crate) struct AllowedHosts(Result<Vec<Entry>, String>);
 
