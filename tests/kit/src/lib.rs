@@ -3,16 +3,19 @@
 //!
 //! [`TestApp`] puts these together. [`Cluster`] is a PostgreSQL server for one run, [`Store`] the
 //! database that a component uses, [`Wire`] a network that fails on command, [`Process`] the program that
-//! users run, [`Client`] what a user has. Ollama is the crate `ollama_stand_in`.
+//! users run, [`Client`] what a user has, [`Browser`] a page in Chromium. Ollama is the crate `ollama_stand_in`.
 
 mod app;
+mod browser;
 mod client;
 mod cluster;
 mod component;
 mod database;
 mod disk;
+mod kept;
 mod pooler;
 mod process;
+mod site;
 mod spin;
 mod store;
 mod wire;
@@ -24,12 +27,14 @@ use anyhow::{Result, anyhow, ensure};
 use tokio::net::TcpStream;
 
 pub use app::{Another, Setup, TestApp};
+pub use browser::Browser;
 pub use client::{Answer, Client, Event, Events, prompt};
 pub use cluster::{Cluster, PASSWORD};
 pub use database::Database;
 pub use disk::Disk;
 pub use pooler::Pooler;
 pub use process::{Process, Variables};
+pub use site::Site;
 pub use store::{Backend, Lock, Row, Store, messages};
 pub use wire::Wire;
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Child;
 
 use anyhow::{Context, Result};
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use tokio::net::TcpStream;
 
 use crate::cluster::{PASSWORD, USER, command, give_away, start_keeper};
-use crate::{Database, until};
+use crate::{Database, kept, until};
 
 const NOT_INSTALLED: &str = "\
 PgBouncer (`pgbouncer`) was not found, and this test needs it. Install it:
@@ -32,7 +32,7 @@ pub struct Pooler {
 impl Pooler {
     /// A pooler before a database's server, in PgBouncer's `pool_mode`, with so many connections.
     pub async fn start(database: &Database, pool_mode: &str, size: usize) -> Result<Self> {
-        let binary = find_binary().context(NOT_INSTALLED)?;
+        let binary = kept::find("pgbouncer").context(NOT_INSTALLED)?;
         let directory = TempDir::with_prefix("llmchat-pgbouncer-")?;
         let owner = give_away(directory.path())?;
         let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
@@ -78,13 +78,4 @@ impl Drop for Pooler {
         drop(self.keeper.stdin.take());
         let _ = self.keeper.wait();
     }
-}
-
-fn find_binary() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    // Debian's is not in everybody's path.
-    std::env::split_paths(&path)
-        .chain(["/usr/sbin".into()])
-        .map(|directory| directory.join("pgbouncer"))
-        .find(|binary| binary.is_file())
 }

@@ -27,6 +27,7 @@ mod limits;
 mod native;
 mod older;
 mod ollama;
+mod origins;
 mod orphans;
 mod owners;
 mod page;
