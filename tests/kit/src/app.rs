@@ -51,6 +51,13 @@ impl Setup {
         self
     }
 
+    /// Answers for loopback names alone, as the program does on a loopback address.
+    pub fn loopback_names(mut self) -> Self {
+        self.options.allowed_hosts = Some(Vec::new());
+        self.native = Some("rule for names");
+        self
+    }
+
     /// How many threads serve; the default is one.
     pub fn threads(mut self, count: usize) -> Self {
         self.options.threads = NonZeroUsize::new(count).unwrap_or(NonZeroUsize::MIN);

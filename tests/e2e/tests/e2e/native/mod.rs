@@ -4,6 +4,7 @@ mod akamai;
 mod idle;
 mod limits;
 mod memory;
+mod rebinding;
 mod server;
 mod stopping;
 mod threads;
