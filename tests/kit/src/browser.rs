@@ -51,6 +51,8 @@ impl Browser {
             "--disable-dev-shm-usage".to_owned(),
             "--disable-gpu".to_owned(),
             "--disable-background-networking".to_owned(),
+            // Tests make their own.
+            "--ignore-certificate-errors".to_owned(),
             "--no-first-run".to_owned(),
             // It would ask the user first, and hide what llmchat answers.
             "--disable-features=LocalNetworkAccessChecks".to_owned(),

@@ -32,6 +32,7 @@ mod orphans;
 mod owners;
 mod page;
 mod pooler;
+mod proxies;
 mod races;
 mod rates;
 mod relay;

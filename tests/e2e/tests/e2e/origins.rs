@@ -181,7 +181,7 @@ async fn a_page_of_an_allowed_origin_watches_with_a_stock_event_source() -> Resu
 }
 
 /// The blocks of a kind in a document that contain this text.
-fn blocks(document: &str, kind: &str, text: &str) -> Result<String> {
+pub(crate) fn blocks(document: &str, kind: &str, text: &str) -> Result<String> {
     let path = format!("{}/../../{document}", env!("CARGO_MANIFEST_DIR"));
     let page = fs::read_to_string(path)?;
     let blocks = page.split("\n```").skip(1).step_by(2);
