@@ -157,13 +157,13 @@ pub(crate) fn name_of(call: &Value) -> String {
 mod tests {
     use super::*;
     use crate::evidence::Kind;
-    use crate::text::TurnId;
+    use crate::text::{ConversationId, TurnId};
 
     const PIECES: usize = 12;
 
     fn events() -> Vec<(Event, String)> {
         let generation = TurnId {
-            conversation: 1,
+            conversation: ConversationId { owner: 3, app: 1 },
             turn: 2,
         }
         .call(0);

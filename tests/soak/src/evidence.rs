@@ -7,7 +7,7 @@ use strum::{Display, VariantArray};
 
 use crate::device::Device;
 use crate::plan::Turn;
-use crate::text::TurnId;
+use crate::text::{ConversationId, TurnId};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Display, VariantArray)]
 #[strum(serialize_all = "kebab-case")]
@@ -19,6 +19,8 @@ pub(crate) enum Kind {
     OutOfOrder,
     /// Where it does not belong.
     Mixed,
+    /// Another owner's.
+    Foreign,
     /// Not as the client was told.
     Untrue,
 }
@@ -133,7 +135,7 @@ pub(crate) enum End {
 /// The deletion of a part of a conversation: repeated until it is acknowledged.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sweep {
-    pub(crate) conversation: usize,
+    pub(crate) conversation: ConversationId,
     /// This turn and all later ones; `None` is all of the conversation.
     pub(crate) from: Option<TurnId>,
     /// Just before the first request.
@@ -149,6 +151,8 @@ pub(crate) struct Call {
     pub(crate) id: TurnId,
     /// `(role, content)`
     pub(crate) messages: Vec<(String, String)>,
+    /// All that was sent.
+    pub(crate) body: String,
 }
 
 /// A row of `chatts`.
@@ -183,7 +187,7 @@ pub(crate) struct TurnRow {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Stored {
     /// By conversation, in order.
-    pub(crate) rows: BTreeMap<usize, Vec<Row>>,
+    pub(crate) rows: BTreeMap<ConversationId, Vec<Row>>,
     /// The number of rows in the table.
     pub(crate) row_count: usize,
     pub(crate) turns: Vec<TurnRow>,
@@ -191,6 +195,17 @@ pub(crate) struct Stored {
     pub(crate) runs: Vec<String>,
     /// The turns that have rows in `chatts_parts`.
     pub(crate) parts: Vec<String>,
+    /// The rows of all tables, with all columns, and whose they are.
+    pub(crate) whole: Vec<(ConversationId, String)>,
+}
+
+/// A conversation as a user reads it, page by page.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Pages {
+    /// Role and content, in order.
+    pub(crate) messages: Vec<(String, String)>,
+    /// All that was received.
+    pub(crate) bodies: String,
 }
 
 /// Everything there is to compare.
@@ -200,8 +215,7 @@ pub(crate) struct Evidence {
     pub(crate) sweeps: Vec<Sweep>,
     pub(crate) calls: Vec<Call>,
     pub(crate) stored: Stored,
-    /// The conversations as a user reads them, page by page: role and content, in order.
-    pub(crate) pages: BTreeMap<usize, Vec<(String, String)>>,
+    pub(crate) pages: BTreeMap<ConversationId, Pages>,
     /// From this turn on, nothing fails any more.
     pub(crate) first_closing: usize,
     /// When each host was killed, or came back from a standstill.

@@ -28,6 +28,7 @@ use tokio::sync::Notify;
 
 use evidence::{Evidence, Kind, Outcome, Seen, Sweep};
 use plan::{Plan, Turn};
+use text::ConversationId;
 use world::World;
 
 /// Runs turns under faults, then compares what each client saw with what the database holds.
@@ -40,7 +41,10 @@ use world::World;
 /// Most clients come back, with their key and the id of their last event, until they are told the outcome; some of
 /// them stop the reply, have the model asked again, or delete. What each has put together must be what is stored.
 ///
-/// Exits with 0 if nothing was lost, doubled, out of order, mixed or untrue.
+/// All owners have the same appIDs and Idempotency-Keys, and try to reach each other's turns: none may be shown,
+/// change or have a model sent what is another's.
+///
+/// Exits with 0 if nothing was lost, doubled, out of order, mixed, another's or untrue.
 #[derive(Parser)]
 #[command(
     name = "llmchat-soak",
@@ -68,8 +72,11 @@ struct Soak {
     /// Prompts in all
     #[arg(long, default_value_t = 400)]
     turns: usize,
-    /// Conversations, which share the prompts
-    #[arg(long, default_value_t = 40)]
+    /// Who send them, each with a key; 0: nobody needs one
+    #[arg(long, default_value_t = 5)]
+    owners: usize,
+    /// Conversations of each owner, with the same appIDs; they share the prompts
+    #[arg(long, default_value_t = 8)]
     conversations: usize,
     /// Conversations that are active at the same time
     #[arg(long, default_value_t = 24)]
@@ -138,6 +145,7 @@ impl Soak {
         let plan = Plan {
             seed,
             turns: self.turns,
+            owners: self.owners,
             conversations: self.conversations,
             hosts: self.hosts,
             has_postgres,
@@ -182,7 +190,7 @@ impl Soak {
         let limit = Duration::from_secs(600);
         seen.extend(self.converse(&world, limit, closing, false).await?.0);
         let mut pages = BTreeMap::new();
-        for conversation in 0..self.conversations {
+        for conversation in plan.all() {
             pages.insert(conversation, client::pages(&world, conversation).await?);
         }
         world.stop().await?;
@@ -207,11 +215,11 @@ impl Soak {
         &self,
         world: &Arc<World>,
         limit: Duration,
-        rounds: impl Fn(usize) -> Vec<Vec<Turn>>,
+        rounds: impl Fn(ConversationId) -> Vec<Vec<Turn>>,
         is_swept: bool,
     ) -> Result<(Vec<Seen>, Vec<Sweep>)> {
         let until = Instant::now() + limit;
-        let converse = async |conversation: usize| {
+        let converse = async |conversation: ConversationId| {
             let (mut all, mut sweeps): (Vec<Seen>, Vec<Sweep>) = Default::default();
             let mut beside = None;
             for (number, round) in rounds(conversation).into_iter().enumerate() {
@@ -229,7 +237,7 @@ impl Soak {
             }
             anyhow::Ok((all, sweeps))
         };
-        let conversations = stream::iter(0..self.conversations)
+        let conversations = stream::iter(world.plan.all())
             .map(converse)
             .buffer_unordered(self.at_once);
         let all: Vec<_> = conversations.try_collect().await?;
@@ -262,9 +270,10 @@ fn report(world: &World, evidence: &Evidence, elapsed: Duration) -> Result<()> {
         .map(|seen| seen.connections.len())
         .sum();
     println!(
-        "\n{} turns in {} conversations, {:.0} s; {connections} connections; {} calls of Ollama; {} rows",
+        "\n{} turns in {} conversations of {} owners, {:.0} s; {connections} connections; {} calls of Ollama; {} rows",
         evidence.seen.len(),
-        world.plan.conversations,
+        world.plan.all().count(),
+        world.plan.owners.max(1),
         elapsed.as_secs_f64(),
         evidence.calls.len(),
         evidence.stored.row_count,

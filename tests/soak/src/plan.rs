@@ -10,7 +10,7 @@ use fastrand::Rng;
 use ollama_stand_in::{Script, wire};
 use strum::IntoStaticStr;
 
-use crate::text::TurnId;
+use crate::text::{ConversationId, TurnId};
 
 /// What Ollama does. All but [`Upstream::Reply`] are faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
@@ -211,6 +211,8 @@ pub(crate) struct Turn {
     pub(crate) second: Option<Duration>,
     /// In the end the client asks once more: with the last id, or without one.
     pub(crate) asks_after: Option<bool>,
+    /// So long after the first head this owner tries to reach the turn.
+    pub(crate) intruder: Option<(usize, Duration)>,
 }
 
 impl Turn {
@@ -345,6 +347,9 @@ pub(crate) struct PlannedSweep {
 pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) turns: usize,
+    /// Who have keys; 0: there are no keys, and one owner without a name.
+    pub(crate) owners: usize,
+    /// Of each owner, with the same `appID`s.
     pub(crate) conversations: usize,
     pub(crate) hosts: usize,
     pub(crate) has_postgres: bool,
@@ -353,10 +358,20 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// All conversations; one after the other of an `appID`.
+    pub(crate) fn all(self) -> impl Iterator<Item = ConversationId> {
+        let apps = 0..self.conversations;
+        apps.flat_map(move |app| {
+            (0..self.owners.max(1)).map(move |owner| ConversationId { owner, app })
+        })
+    }
+
     /// A conversation's prompts, in rounds of one prompt or two concurrent ones.
-    pub(crate) fn rounds(&self, conversation: usize) -> Vec<Vec<Turn>> {
-        let share = self.turns / self.conversations;
-        let count = share + usize::from(conversation < self.turns % self.conversations);
+    pub(crate) fn rounds(&self, conversation: ConversationId) -> Vec<Vec<Turn>> {
+        let owners = self.owners.max(1);
+        let all = owners * self.conversations;
+        let place = conversation.app * owners + conversation.owner;
+        let count = self.turns / all + usize::from(place < self.turns % all);
         let mut random = self.random(conversation, usize::MAX);
         let mut turns = (0..count).map(|turn| self.turn(TurnId { conversation, turn }));
         let mut rounds = Vec::new();
@@ -369,7 +384,7 @@ impl Plan {
     }
 
     /// What is deleted after a round.
-    pub(crate) fn sweep(&self, conversation: usize, round: usize) -> Option<PlannedSweep> {
+    pub(crate) fn sweep(&self, conversation: ConversationId, round: usize) -> Option<PlannedSweep> {
         let mut random = random(self.seed, conversation, usize::MAX - 1 - round);
         (random.usize(0..16) == 0).then(|| PlannedSweep {
             back: (random.usize(0..4) > 0).then(|| random.usize(0..5)),
@@ -378,7 +393,7 @@ impl Plan {
     }
 
     /// A turn in which only the client's connections fail: the last of each conversation, after the faults.
-    pub(crate) fn closing(&self, conversation: usize) -> Turn {
+    pub(crate) fn closing(&self, conversation: ConversationId) -> Turn {
         let turn = self.turns;
         Turn {
             upstream: Upstream::Reply,
@@ -388,9 +403,9 @@ impl Plan {
             demand: None,
             agains: 0,
             deletion: None,
-            tokens: 1 + conversation % 12,
+            tokens: 1 + conversation.app % 12,
             before_failure: 0,
-            asks_after: Some(conversation.is_multiple_of(2)),
+            asks_after: Some(conversation.app.is_multiple_of(2)),
             ..self.turn(TurnId { conversation, turn })
         }
     }
@@ -469,17 +484,28 @@ impl Plan {
             deletion,
             second: (random.usize(0..6) == 0).then(|| Duration::from_millis(random.u64(0..300))),
             asks_after: (random.usize(0..4) == 0).then(|| random.bool()),
+            intruder: (self.owners > 0 && random.usize(0..4) == 0).then(|| {
+                let after = Duration::from_millis(random.u64(0..300));
+                let other = 1 + random.usize(0..self.owners);
+                ((id.conversation.owner + other) % (self.owners + 1), after)
+            }),
         }
     }
 
-    fn random(&self, conversation: usize, turn: usize) -> Rng {
+    /// An owner who has a key, and no conversations.
+    pub(crate) fn stranger(&self) -> usize {
+        self.owners
+    }
+
+    fn random(&self, conversation: ConversationId, turn: usize) -> Rng {
         random(self.seed, conversation, turn)
     }
 }
 
 /// Random numbers that depend on the seed and the turn alone.
-fn random(seed: u64, conversation: usize, turn: usize) -> Rng {
-    let mut conversation = Rng::with_seed(seed ^ conversation as u64);
+fn random(seed: u64, conversation: ConversationId, turn: usize) -> Rng {
+    let ConversationId { owner, app } = conversation;
+    let mut conversation = Rng::with_seed(seed ^ (owner as u64) << 32 ^ app as u64);
     Rng::with_seed(conversation.u64(..) ^ turn as u64)
 }
 
@@ -490,22 +516,25 @@ mod tests {
     const PLAN: Plan = Plan {
         seed: 7,
         turns: 1_000,
-        conversations: 30,
+        owners: 3,
+        conversations: 10,
         hosts: 2,
         has_postgres: true,
         turns_a_fault: 30,
     };
 
+    const CONVERSATION: ConversationId = ConversationId { owner: 2, app: 3 };
+
     #[test]
     fn the_same_seed_gives_the_same_plan_and_another_gives_another() {
-        assert_eq!(PLAN.rounds(3), PLAN.rounds(3));
+        assert_eq!(PLAN.rounds(CONVERSATION), PLAN.rounds(CONVERSATION));
         let other = Plan { seed: 8, ..PLAN };
-        assert_ne!(PLAN.rounds(3), other.rounds(3));
+        assert_ne!(PLAN.rounds(CONVERSATION), other.rounds(CONVERSATION));
     }
 
     #[test]
     fn all_turns_are_planned_and_each_once() {
-        let all = (0..PLAN.conversations).flat_map(|c| PLAN.rounds(c));
+        let all = PLAN.all().flat_map(|c| PLAN.rounds(c));
         let mut ids: Vec<_> = all.flatten().map(|turn| turn.id).collect();
         assert_eq!(ids.len(), PLAN.turns);
         ids.dedup();
@@ -518,12 +547,24 @@ mod tests {
             turns: 20_000,
             ..PLAN
         };
-        let all = (0..plan.conversations).flat_map(|c| plan.rounds(c));
+        let all = plan.all().flat_map(|c| plan.rounds(c));
         let mut kinds = std::collections::BTreeSet::<&str>::new();
         for turn in all.flatten() {
             kinds.extend(turn.faults());
             kinds.extend(turn.fault.map(|planned| <&str>::from(planned.fault)));
         }
         assert_eq!(kinds.len(), 7 + 4 + 15, "{kinds:?}");
+    }
+
+    #[test]
+    fn everybody_else_is_an_intruder() {
+        let all = PLAN.all().flat_map(|c| PLAN.rounds(c)).flatten();
+        let pairs = all.filter_map(|turn| Some((turn.id.conversation.owner, turn.intruder?.0)));
+        let pairs: std::collections::BTreeSet<_> = pairs.collect();
+        assert_eq!(pairs.len(), PLAN.owners * PLAN.owners, "{pairs:?}");
+        assert!(pairs.iter().all(|(owner, intruder)| owner != intruder));
+        let alone = Plan { owners: 0, ..PLAN };
+        let all = alone.all().flat_map(|c| alone.rounds(c)).flatten();
+        assert_eq!(all.filter(|turn| turn.intruder.is_some()).count(), 0);
     }
 }

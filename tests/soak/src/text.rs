@@ -1,5 +1,5 @@
-//! The texts of a run. Each prompt, token, thought and tool call names its turn, and what is generated names the call
-//! of Ollama that it came from, so that text can be attributed wherever it turns up.
+//! The texts of a run. Each prompt, token, thought and tool call names its owner and its turn, and what is generated
+//! names the call of Ollama that it came from, so that text can be attributed wherever it turns up.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -10,27 +10,60 @@ use serde_json::json;
 use crate::evidence::Kind::{Doubled, Lost, Mixed};
 use crate::evidence::Violation;
 
-/// A turn's name: `c12-t3`.
+/// A conversation's name: `o4-c12`. Other owners have one with the same `appID`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct ConversationId {
+    pub(crate) owner: usize,
+    pub(crate) app: usize,
+}
+
+impl fmt::Display for ConversationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "o{}-c{}", self.owner, self.app)
+    }
+}
+
+impl ConversationId {
+    /// Reads the name with which a text begins, and returns the rest.
+    fn parse(text: &str) -> Option<(Self, &str)> {
+        let number = |text: &str| text.bytes().take_while(u8::is_ascii_digit).count();
+        let text = text.strip_prefix('o')?;
+        let (owner, text) = text.split_at_checked(number(text))?;
+        let text = text.strip_prefix("-c")?;
+        let (app, text) = text.split_at_checked(number(text))?;
+        let (owner, app) = (owner.parse().ok()?, app.parse().ok()?);
+        Some((Self { owner, app }, text))
+    }
+}
+
+/// The conversation of another owner that a text names, whatever else it is.
+pub(crate) fn of_another(text: &str, owner: usize) -> Option<ConversationId> {
+    let mut names = text.match_indices('o').filter_map(|(at, _)| {
+        let (name, _) = ConversationId::parse(text.get(at..)?)?;
+        Some(name)
+    });
+    names.find(|name| name.owner != owner)
+}
+
+/// A turn's name: `o4-c12-t3`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct TurnId {
-    pub(crate) conversation: usize,
+    pub(crate) conversation: ConversationId,
     pub(crate) turn: usize,
 }
 
 impl fmt::Display for TurnId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "c{}-t{}", self.conversation, self.turn)
+        write!(f, "{}-t{}", self.conversation, self.turn)
     }
 }
 
 impl TurnId {
-    /// Reads `c12-t3`.
+    /// Reads `o4-c12-t3`.
     pub(crate) fn parse(text: &str) -> Option<Self> {
-        let (conversation, turn) = text.strip_prefix('c')?.split_once("-t")?;
-        Some(Self {
-            conversation: conversation.parse().ok()?,
-            turn: turn.parse().ok()?,
-        })
+        let (conversation, turn) = ConversationId::parse(text)?;
+        let turn = turn.strip_prefix("-t")?.parse().ok()?;
+        Some(Self { conversation, turn })
     }
 
     /// The prompt; its white space must survive.
@@ -44,7 +77,7 @@ impl TurnId {
     }
 }
 
-/// What one call of Ollama generates, piece by piece: `c12-t3.0-7` is the piece 7 of the first call.
+/// What one call of Ollama generates, piece by piece: `o4-c12-t3.0-7` is the piece 7 of the first call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Generation {
     pub(crate) of: TurnId,
@@ -185,14 +218,17 @@ mod tests {
     use super::*;
 
     const ID: TurnId = TurnId {
-        conversation: 12,
+        conversation: ConversationId { owner: 4, app: 12 },
         turn: 3,
     };
 
     #[test]
     fn a_name_is_read_back() {
         assert_eq!(TurnId::parse(&ID.to_string()), Some(ID));
-        assert_eq!(TurnId::parse("c12"), None);
+        assert_eq!(ID.to_string(), "o4-c12-t3");
+        for wrong in ["o4-c12", "c12-t3", "o-c12-t3", "o4-c-t3", "o4-c12-t"] {
+            assert_eq!(TurnId::parse(wrong), None, "{wrong}");
+        }
         assert_eq!(of_prompt(&ID.prompt()), Ok(ID));
         let generation = ID.call(2);
         for count in [1, 7, 30] {
@@ -203,13 +239,34 @@ mod tests {
     }
 
     #[test]
+    fn what_names_another_owner_is_found_in_any_text() {
+        let own = ID.prompt() + &ID.call(0).text(20).content;
+        assert_eq!(of_another(&own, 4), None);
+        let other = TurnId {
+            conversation: ConversationId { owner: 14, app: 12 },
+            turn: 3,
+        };
+        let text = other.call(0).text(20);
+        for text in [
+            other.prompt(),
+            text.content,
+            text.thinking,
+            text.calls.concat(),
+        ] {
+            let json = json!({"who": [own, text]}).to_string();
+            assert_eq!(of_another(&json, 4), Some(other.conversation));
+        }
+        assert_eq!(of_another("go-c1 o4-c1 o14 o14- 0o14c1", 4), None);
+    }
+
+    #[test]
     fn what_is_not_as_it_was_generated_is_found() {
         let kind = |text: String| of_content(&text).map_err(|(kind, _)| kind);
         let content = ID.call(0).text(20).content;
-        assert_eq!(kind(content.replace("c12-t3.0-9 ", "")), Err(Lost));
+        assert_eq!(kind(content.replace("o4-c12-t3.0-9 ", "")), Err(Lost));
         assert_eq!(kind(content.replace("é", "")), Err(Lost));
         assert_eq!(kind(content.trim_end().to_owned()), Err(Lost));
-        assert_eq!(kind(content.clone() + "c12-t3.0-19 "), Err(Doubled));
+        assert_eq!(kind(content.clone() + "o4-c12-t3.0-19 "), Err(Doubled));
         assert_eq!(kind(ID.call(1).text(1).content + &content), Err(Mixed));
         assert_eq!(kind("hello".to_owned()), Err(Mixed));
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use llmchat_testkit::{Cluster, Database, Disk, Process, Store, Variables, Wire};
+use llmchat_testkit::{Answer, Client, Cluster, Database, Disk, Process, Store, Variables, Wire};
 use ollama_stand_in::{Request, Script, Server};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use crate::evidence::{Call, Row, Stored, TurnRow};
 use crate::plan::{Fault, Plan, PlannedFault};
-use crate::text::TurnId;
+use crate::text::{ConversationId, TurnId};
 
 /// The bounds that the hosts run with: short, so that running into one is cheap.
 const BOUNDS: [(&str, &str); 8] = [
@@ -133,6 +133,7 @@ impl World {
         all.push(("ollama_url", format!("http://{}", ollama.address())));
         all.push(("turn_lease", format!("{}s", LEASE.as_secs())));
         all.push(("max_history_bytes", HISTORY.to_string()));
+        all.push(("api_keys", self.keys()));
         let mut wire = None;
         if let Store::Postgres(database) = &self.store {
             let to_database = Wire::to(database.address()).await?;
@@ -150,6 +151,44 @@ impl World {
             database: wire,
             ollama,
         })
+    }
+
+    /// The setting of this name: the keys of all owners, and of one who has no conversations.
+    fn keys(&self) -> String {
+        let Plan { owners, seed, .. } = self.plan;
+        let owners = (owners > 0).then_some(0..=owners);
+        let entry = |owner| format!("{OWNER}{owner}:{}\n", token(seed, owner));
+        owners.into_iter().flatten().map(entry).collect()
+    }
+
+    /// The value of `authorization` with an owner's key.
+    pub(crate) fn authorization(&self, owner: usize) -> Option<String> {
+        let Plan { owners, seed, .. } = self.plan;
+        (owners > 0).then(|| format!("Bearer {}", token(seed, owner)))
+    }
+
+    /// Sends a request of an owner's; returns with the head of the answer.
+    pub(crate) async fn ask(
+        &self,
+        host: usize,
+        owner: usize,
+        (method, path): (&str, &str),
+        headers: &[(&str, &str)],
+        body: String,
+    ) -> Result<Answer> {
+        let authorization = self.authorization(owner);
+        let authorization = authorization
+            .iter()
+            .map(|it| ("authorization", it.as_str()));
+        let headers: Vec<_> = headers.iter().copied().chain(authorization).collect();
+        let client = self.client(host)?;
+        client.request_with(method, path, &headers, body).await
+    }
+
+    /// A client of a host, without a key.
+    pub(crate) fn client(&self, host: usize) -> Result<Client> {
+        let node = self.nodes.get(host).context("no such host")?;
+        Ok(Client::of(node.host.address()))
     }
 
     /// The time since the beginning of the run.
@@ -265,6 +304,7 @@ impl World {
                 Ok(Call {
                     id: turn_of(request).context("a request that nobody made")?,
                     messages: request.messages()?,
+                    body: String::from_utf8_lossy(&request.body).into_owned(),
                 })
             });
         calls.collect()
@@ -272,28 +312,20 @@ impl World {
 
     /// All that is stored, once nobody writes any more.
     pub(crate) async fn stored(&self) -> Result<Stored> {
-        let (as_json, order, columns) = match &self.store {
-            Store::Sqlite(_) => ("json_object", "turn_start, turn_id, rowid", SQLITE_COLUMNS),
+        let order = match &self.store {
+            Store::Sqlite(_) => "turn_start, turn_id, rowid",
             Store::Postgres(database) => {
                 let wires = self.nodes.iter().filter_map(|node| node.database.as_ref());
                 wires.for_each(Wire::cut);
                 database.until_unused().await?;
-                let order = "coalesce(turn_start, time), turn_id, seq";
-                ("json_build_object", order, POSTGRES_COLUMNS)
+                "coalesce(turn_start, time), turn_id, seq"
             }
         };
-        let select = format!(
-            "SELECT CAST({as_json}('appid', appid, 'name', name, 'message', message, 'raw', raw, 'thinking', thinking,
-                'calls', calls, 'status', status, 'turn_id', turn_id, 'id', id) AS text)
-            FROM chatts ORDER BY {order}"
-        );
         let mut stored = Stored::default();
-        for row in self.store.query(&select).await? {
-            let row: Value = serde_json::from_str(&row)?;
+        for row in self.table("chatts", order, &mut stored).await? {
             stored.row_count += 1;
             let text = |name: &str| row.get(name).and_then(Value::as_str).map(str::to_owned);
-            let conversation = conversation_of(&text("appid").unwrap_or_default());
-            let rows = stored.rows.entry(conversation.unwrap_or(usize::MAX));
+            let rows = stored.rows.entry(conversation_of(&row, self.plan.owners));
             rows.or_default().push(Row {
                 role: text("name").unwrap_or_default(),
                 message: text("message").unwrap_or_default(),
@@ -305,8 +337,7 @@ impl World {
                 id: text("id").unwrap_or_default(),
             });
         }
-        for row in self.store.query(columns).await? {
-            let row: Value = serde_json::from_str(&row)?;
+        for row in self.table("chatts_turns", "turn_id", &mut stored).await? {
             let text = |name: &str| row.get(name).and_then(Value::as_str).map(str::to_owned);
             let columns = row.as_object().context("a turn is no object")?.iter();
             let columns = columns
@@ -320,13 +351,33 @@ impl World {
                 columns: columns.map(|(name, _)| name.clone()).collect(),
             });
         }
-        let turns_in = async |table| {
-            let select = format!("SELECT DISTINCT CAST(turn_id AS text) FROM {table}");
-            self.store.query(&select).await
-        };
-        stored.runs = turns_in("chatts_runs").await?;
-        stored.parts = turns_in("chatts_parts").await?;
+        stored.runs = turns_of(&self.table("chatts_runs", "turn_id", &mut stored).await?);
+        stored.parts = turns_of(&self.table("chatts_parts", "turn_id", &mut stored).await?);
         Ok(stored)
+    }
+
+    /// A table's rows, as objects of all columns.
+    async fn table(&self, table: &str, order: &str, stored: &mut Stored) -> Result<Vec<Value>> {
+        let object = match &self.store {
+            Store::Postgres(_) => format!("CAST(to_json({table}) AS text)"),
+            Store::Sqlite(_) => {
+                let columns = format!(
+                    "SELECT group_concat(format('%Q, \"%w\"', name, name)) FROM pragma_table_info('{table}')"
+                );
+                let columns = self.store.query(&columns).await?;
+                format!("json_object({})", columns.concat())
+            }
+        };
+        let select = format!("SELECT {object} FROM {table} ORDER BY {order}");
+        let mut rows = Vec::new();
+        for row in self.store.query(&select).await? {
+            let value = serde_json::from_str(&row)?;
+            stored
+                .whole
+                .push((conversation_of(&value, self.plan.owners), row));
+            rows.push(value);
+        }
+        Ok(rows)
     }
 
     /// What the hosts have logged.
@@ -343,25 +394,40 @@ impl World {
     }
 }
 
-/// The conversation's `appID`.
-pub(crate) fn app_id(conversation: usize) -> String {
-    format!("soak-{conversation}")
+/// The conversation's `appID`, which is that of other owners' too.
+pub(crate) fn app_id(conversation: ConversationId) -> String {
+    format!("{APP}{}", conversation.app)
 }
 
-fn conversation_of(app_id: &str) -> Option<usize> {
-    app_id.strip_prefix("soak-")?.parse().ok()
+/// Of a row in the database.
+fn conversation_of(row: &Value, owners: usize) -> ConversationId {
+    let number = |column: &str, prefix: &str| {
+        let text = row.get(column)?.as_str()?;
+        text.strip_prefix(prefix)?.parse().ok()
+    };
+    ConversationId {
+        owner: match owners {
+            0 => 0,
+            _ => number("owner", OWNER).unwrap_or(usize::MAX),
+        },
+        app: number("appid", APP).unwrap_or(usize::MAX),
+    }
+}
+
+fn turns_of(rows: &[Value]) -> Vec<String> {
+    let turns = rows.iter().filter_map(|row| row.get("turn_id")?.as_str());
+    turns.map(str::to_owned).collect()
+}
+
+const OWNER: &str = "owner-";
+const APP: &str = "soak-";
+
+fn token(seed: u64, owner: usize) -> String {
+    format!("key-{seed}-{owner}")
 }
 
 /// What names a turn, and is there always.
 const NAMES: [&str; 4] = ["owner", "appid", "turn_id", "state"];
-
-const POSTGRES_COLUMNS: &str = "SELECT to_json(t)::text FROM chatts_turns AS t";
-
-/// All columns, as JSON objects.
-const SQLITE_COLUMNS: &str = "SELECT json_object('turn_id', turn_id, 'state', state, 'started', started, 'key', key,
-    'body_hash', body_hash, 'model', model, 'stream', stream, 'request', request, 'reply_id', reply_id,
-    'attempt', attempt, 'committed', committed, 'ended', ended, 'final', final, 'code', code, 'error', error,
-    'usage', usage, 'sent_bytes', sent_bytes, 'expires', expires) FROM chatts_turns";
 
 /// The turn that a request of llmchat's is made for.
 fn turn_of(request: &Request) -> Option<TurnId> {

@@ -3,16 +3,21 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use super::{Conversation, Fate, of_message};
+use super::{Conversation, Fate, misplaced, of_message};
 use crate::evidence::Kind::{Doubled, Lost, Mixed, OutOfOrder, Untrue};
 use crate::evidence::{Call, End, Evidence, Kind, Outcome, Seen, Violation};
-use crate::text::{TurnId, of_content};
+use crate::text::{ConversationId, TurnId, of_content};
 
 /// What of a turn is in a context: its prompt, its reply.
 type Sent<'a> = BTreeMap<TurnId, (Option<&'a str>, Option<&'a str>)>;
 
 impl Conversation<'_> {
-    pub(super) fn contexts(&self, number: usize, evidence: &Evidence, found: &mut Vec<Violation>) {
+    pub(super) fn contexts(
+        &self,
+        name: ConversationId,
+        evidence: &Evidence,
+        found: &mut Vec<Violation>,
+    ) {
         // By the messages' texts, which occur in many calls.
         let mut known = HashMap::new();
         for call in &self.calls {
@@ -31,7 +36,7 @@ impl Conversation<'_> {
                     .entry(message)
                     .or_insert_with(|| of_message(role, content));
                 match of {
-                    Ok(of) if of.conversation == number => {
+                    Ok(of) if of.conversation == name => {
                         let (prompt, reply) = sent.entry(*of).or_default();
                         let is_reply = role == "assistant";
                         if is_reply && prompt.is_none() {
@@ -45,7 +50,10 @@ impl Conversation<'_> {
                             order.push(*of);
                         }
                     }
-                    Ok(_) => report(Mixed, format!("{content:?} is of another conversation")),
+                    Ok(of) => report(
+                        misplaced(of.conversation, name),
+                        format!("{content:?} is of another conversation"),
+                    ),
                     Err((kind, why)) => report(*kind, format!("{content:?}: {why}")),
                 }
             }

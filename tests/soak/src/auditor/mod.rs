@@ -11,16 +11,16 @@ mod turns;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use crate::evidence::Kind::{Lost, Mixed, OutOfOrder, Untrue};
-use crate::evidence::{Call, Evidence, Outcome, Row, Seen, Sweep, TurnRow, Violation};
-use crate::text::{self, TurnId};
+use crate::evidence::Kind::{Foreign, Lost, Mixed, OutOfOrder, Untrue};
+use crate::evidence::{Call, Evidence, Kind, Outcome, Pages, Row, Seen, Sweep, TurnRow, Violation};
+use crate::text::{self, ConversationId, TurnId};
 
 /// Finds all violations.
 pub(crate) fn audit(evidence: &Evidence) -> Vec<Violation> {
-    let mut conversations: BTreeMap<usize, Conversation<'_>> = BTreeMap::new();
+    let mut conversations: BTreeMap<ConversationId, Conversation<'_>> = BTreeMap::new();
     let stored = &evidence.stored;
-    for (number, rows) in &stored.rows {
-        conversations.entry(*number).or_default().rows = rows;
+    for (name, rows) in &stored.rows {
+        conversations.entry(*name).or_default().rows = rows;
     }
     for seen in &evidence.seen {
         let conversation = conversations.entry(seen.turn.id.conversation);
@@ -39,11 +39,35 @@ pub(crate) fn audit(evidence: &Evidence) -> Vec<Violation> {
     if known != count {
         found.push((Mixed, format!("{count} rows, {known} in the conversations")));
     }
+    foreign(evidence, &mut found);
     let tables = Tables::new(evidence, &mut found);
-    for (number, conversation) in conversations {
-        conversation.audit(number, evidence, &tables, &mut found);
+    for (name, conversation) in conversations {
+        conversation.audit(name, evidence, &tables, &mut found);
     }
     found
+}
+
+/// Nothing that is stored for an owner, read by it or sent to a model for it names another.
+fn foreign(evidence: &Evidence, found: &mut Vec<Violation>) {
+    let rows = evidence.stored.whole.iter();
+    let rows = rows.map(|(name, row)| ("stored", name, row));
+    let calls = evidence.calls.iter();
+    let calls = calls.map(|call| ("sent to Ollama", &call.id.conversation, &call.body));
+    let pages = evidence.pages.iter();
+    let pages = pages.map(|(name, pages)| ("read", name, &pages.bodies));
+    for (place, name, text) in rows.chain(calls).chain(pages) {
+        if let Some(other) = text::of_another(text, name.owner) {
+            found.push((Foreign, format!("{place} for {name}, of {other}: {text}")));
+        }
+    }
+}
+
+/// What it is to be in another conversation's place.
+fn misplaced(of: ConversationId, place: ConversationId) -> Kind {
+    match of.owner == place.owner {
+        true => Mixed,
+        false => Foreign,
+    }
 }
 
 /// What is stored besides messages, by the id of the turn.
@@ -132,13 +156,13 @@ enum Fate {
 impl Conversation<'_> {
     fn audit(
         mut self,
-        number: usize,
+        name: ConversationId,
         evidence: &Evidence,
         tables: &Tables<'_>,
         found: &mut Vec<Violation>,
     ) {
         self.known = self.seen.iter().map(|seen| (seen.turn.id, *seen)).collect();
-        self.attribute(number, found);
+        self.attribute(name, found);
         for seen in self.seen.clone() {
             let fate = self.fate(seen);
             self.fates.insert(seen.turn.id, fate);
@@ -147,25 +171,25 @@ impl Conversation<'_> {
             self.turn(seen, evidence, tables, found);
         }
         self.order(found);
-        if let Some(pages) = evidence.pages.get(&number) {
-            self.pages(number, pages, found);
+        if let Some(pages) = evidence.pages.get(&name) {
+            self.pages(name, pages, found);
         }
-        self.contexts(number, evidence, found);
+        self.contexts(name, evidence, found);
     }
 
     /// Finds the turn of each row.
-    fn attribute(&mut self, number: usize, found: &mut Vec<Violation>) {
+    fn attribute(&mut self, name: ConversationId, found: &mut Vec<Violation>) {
         let mut ids: HashMap<&str, TurnId> = HashMap::new();
         for (index, row) in self.rows.iter().enumerate() {
             let id = match of_message(&row.role, &row.message) {
-                Ok(id) if id.conversation == number => Ok(id),
-                Ok(id) => Err((Mixed, format!("of {id}"))),
+                Ok(id) if id.conversation == name => Ok(id),
+                Ok(id) => Err((misplaced(id.conversation, name), format!("of {id}"))),
                 Err(violation) => Err(violation),
             };
             let id = match id {
                 Ok(id) => id,
                 Err((kind, why)) => {
-                    found.push((kind, format!("row {index} of c{number}: {why}: {row:?}")));
+                    found.push((kind, format!("row {index} of {name}: {why}: {row:?}")));
                     continue;
                 }
             };
@@ -240,12 +264,12 @@ impl Conversation<'_> {
     }
 
     /// What a user reads is what is stored, as it was generated.
-    fn pages(&self, number: usize, pages: &[(String, String)], found: &mut Vec<Violation>) {
+    fn pages(&self, name: ConversationId, pages: &Pages, found: &mut Vec<Violation>) {
         let stored = self
             .rows
             .iter()
             .map(|row| (&row.role, row.raw.as_ref().unwrap_or(&row.message)));
-        let shown = pages.iter().map(|(role, content)| (role, content));
+        let shown = pages.messages.iter().map(|(role, content)| (role, content));
         let differ = stored
             .clone()
             .zip(shown.clone())
@@ -253,7 +277,7 @@ impl Conversation<'_> {
         if stored.len() != shown.len() || differ.is_some() {
             let (stored, shown) = (stored.len(), shown.len());
             let what = format!(
-                "the pages of c{number} have {shown} messages of {stored}; first at {differ:?}"
+                "the pages of {name} have {shown} messages of {stored}; first at {differ:?}"
             );
             found.push((Untrue, what));
         }

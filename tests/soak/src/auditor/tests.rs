@@ -16,19 +16,27 @@ const NONE: [Kind; 0] = [];
 const PLAN: Plan = Plan {
     seed: 1,
     turns: 100,
+    owners: 3,
     conversations: 3,
     hosts: 2,
     has_postgres: true,
     turns_a_fault: 30,
 };
-const FOREIGN: TurnId = TurnId {
-    conversation: 2,
+const NAME: ConversationId = ConversationId { owner: 1, app: 1 };
+/// Another conversation of the owner.
+const ELSEWHERE: TurnId = TurnId {
+    conversation: ConversationId { owner: 1, app: 2 },
     turn: 0,
+};
+/// Another owner's of the same `appID`, and of the same turn.
+const ANOTHERS: TurnId = TurnId {
+    conversation: ConversationId { owner: 2, app: 1 },
+    turn: 1,
 };
 
 fn id(turn: usize) -> TurnId {
     TurnId {
-        conversation: 1,
+        conversation: NAME,
         turn,
     }
 }
@@ -78,7 +86,7 @@ fn device(turn: usize, pieces: usize, is_done: bool) -> Device {
 
 /// A turn without faults.
 fn seen(turn: usize) -> Seen {
-    let mut plan = PLAN.closing(1);
+    let mut plan = PLAN.closing(NAME);
     (plan.id, plan.tokens) = (id(turn), TOKENS);
     Seen {
         turn: plan,
@@ -161,6 +169,7 @@ fn call(turn: usize, context: &[Row]) -> Call {
     Call {
         id: id(turn),
         messages: rows.map(|row| (row.role, row.message)).collect(),
+        body: id(turn).to_string(),
     }
 }
 
@@ -180,7 +189,7 @@ fn found(change: impl FnOnce(&mut Evidence, &mut Vec<Row>)) -> Vec<Kind> {
     };
     change(&mut evidence, &mut rows);
     evidence.stored.row_count += rows.len();
-    evidence.stored.rows.insert(1, rows);
+    evidence.stored.rows.insert(NAME, rows);
     let violations = audit(&evidence);
     let kinds: BTreeSet<_> = violations.iter().map(|(kind, _)| *kind).collect();
     kinds.into_iter().collect()
@@ -214,7 +223,7 @@ fn failed(evidence: &mut Evidence, rows: &mut [Row], code: &str) {
 /// The second turn is swept, and that was acknowledged.
 fn swept(evidence: &mut Evidence, rows: &mut Vec<Row>) {
     evidence.sweeps.push(Sweep {
-        conversation: 1,
+        conversation: NAME,
         from: Some(id(1)),
         sent: at(1, 6),
         acknowledged: Some(at(1, 7)),
@@ -359,9 +368,10 @@ fn a_user_reads_what_is_stored() {
                     row.raw.as_ref().unwrap_or(&row.message).clone(),
                 )
             };
-            let mut pages = rows.iter().map(shown).collect();
-            change(&mut pages);
-            e.pages.insert(1, pages);
+            let mut messages = rows.iter().map(shown).collect();
+            change(&mut messages);
+            let bodies = String::new();
+            e.pages.insert(NAME, Pages { messages, bodies });
         })
     };
     assert_eq!(read(|_| {}), NONE);
@@ -484,24 +494,50 @@ fn rows_and_contexts_can_be_out_of_order() {
 }
 
 #[test]
-fn what_is_of_another_conversation_is_mixed() {
-    let reply = FOREIGN.call(0).text(TOKENS).content;
-    assert!(found(|_, rows| rows[3].message = reply.clone()).contains(&Mixed));
-    assert!(found(|e, _| e.seen[1].has.text.content = reply.clone()).contains(&Mixed));
-    let both = content(1, 1) + &FOREIGN.call(0).text(1).content;
+fn what_is_of_another_conversation_is_mixed_and_of_another_owner_foreign() {
+    for (other, kind) in [(ELSEWHERE, Mixed), (ANOTHERS, Foreign)] {
+        let is_found = |change: &dyn Fn(&mut Evidence, &mut Vec<Row>)| {
+            let found = found(change);
+            assert!(found.contains(&kind), "{other}: {found:?}");
+        };
+        let reply = other.call(0).text(TOKENS).content;
+        is_found(&|_, rows| rows[3].message = reply.clone());
+        is_found(&|_, rows| rows[2].message = other.prompt());
+        is_found(&|e, _| e.seen[1].has.text.content = reply.clone());
+        let prompt = ("user".to_owned(), other.prompt());
+        is_found(&|e, _| e.calls[1].messages.insert(0, prompt.clone()));
+    }
+    let both = content(1, 1) + &ELSEWHERE.call(0).text(1).content;
     assert!(found(|_, rows| rows[3].message = both).contains(&Mixed));
     let unknown = row(9, "user", "who?".to_owned(), "complete");
     assert!(found(|_, rows| rows.push(unknown)).contains(&Mixed));
-    let prompt = ("user".to_owned(), FOREIGN.prompt());
-    assert_eq!(found(|e, _| e.calls[1].messages.insert(0, prompt)), [Mixed]);
+}
+
+#[test]
+fn what_names_another_owner_is_foreign_wherever_it_is() {
+    let with = |change: &dyn Fn(&mut Evidence, String)| {
+        let json = |of: TurnId| format!("{{\"thinking\":\"{of}.0-4~ \"}}");
+        assert_eq!(found(|e, _| change(e, json(ELSEWHERE))), NONE);
+        assert_eq!(found(|e, _| change(e, json(ANOTHERS))), [Foreign]);
+    };
+    with(&|e, row| e.stored.whole.push((NAME, row)));
+    with(&|e, body| e.calls[1].body += &body);
+    let pages = |rows: &[Row], bodies| {
+        let shown = |row: &Row| row.raw.as_ref().unwrap_or(&row.message).clone();
+        let messages = rows.iter().map(|row| (row.role.clone(), shown(row)));
+        let messages = messages.collect();
+        Pages { messages, bodies }
+    };
+    let rows = [prompt(0), reply(0), prompt(1), reply(1)];
+    with(&|e, bodies| drop(e.pages.insert(NAME, pages(&rows, bodies))));
 }
 
 #[test]
 fn what_is_of_no_turn_or_of_two_is_mixed() {
     assert_eq!(found(|_, rows| rows.extend([prompt(2), reply(2)])), [Mixed]);
-    for id in [id(2), FOREIGN] {
-        let messages = Vec::new();
-        let unsent = found(|e, _| e.calls.push(Call { id, messages }));
+    for id in [id(2), ELSEWHERE] {
+        let (messages, body) = Default::default();
+        let unsent = found(|e, _| e.calls.push(Call { id, messages, body }));
         assert_eq!(unsent, [Mixed]);
     }
     assert_eq!(found(|e, _| e.stored.row_count = 1), [Mixed]);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{Conversation, Fate, Places, Tables};
+use super::{Conversation, Fate, Places, Tables, misplaced};
 use crate::device::{Device, name_of};
 use crate::evidence::Kind::{Doubled, Lost, Mixed, Untrue};
 use crate::evidence::{Connection, End, Evidence, Kind, Outcome, Row, Seen, Violation};
@@ -152,7 +152,10 @@ impl Own<'_> {
         match text::of_content(&self.seen.has.text.content) {
             _ if self.seen.has.text.content.is_empty() => {}
             Ok(shown) if shown.of == self.seen.turn.id => {}
-            Ok(shown) => found.push((Mixed, format!("the client was shown {shown:?}"))),
+            Ok(shown) => found.push((
+                misplaced(shown.of.conversation, self.seen.turn.id.conversation),
+                format!("the client was shown {shown:?}"),
+            )),
             Err((kind, why)) => found.push((kind, format!("the client was shown: {why}"))),
         }
         match self.seen.outcome {

@@ -4,16 +4,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use llmchat_testkit::{Answer, Client, Event, prompt};
+use llmchat_testkit::{Answer, Event, prompt};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::{PATIENCE, PAUSE, path};
 use crate::device::Device;
-use crate::evidence::Kind::{Doubled, Mixed, Untrue};
+use crate::evidence::Kind::{Doubled, Foreign, Mixed, Untrue};
 use crate::evidence::{Connection, End, Outcome, Seen, Violation};
 use crate::plan::{Behaviour, From, Turn, Visit};
+use crate::text::of_another;
 use crate::world::{World, app_id};
 
 /// Where the visits of a client that looks once more begin in the plan.
@@ -128,15 +129,19 @@ impl<'a> Caller<'a> {
     pub(super) async fn look(&self) -> Result<Option<Violation>> {
         let known = self.known.borrow().clone();
         let path = path(self.turn, &known.unwrap_or_default());
-        let node = self.world.nodes.get(self.turn.host);
-        let client = Client::of(node.context("no such host")?.host.address());
-        let Ok(answer) = client.get(&path, &[]).await else {
+        let (host, owner) = (self.turn.host, self.owner());
+        let request = ("GET", path.as_str());
+        let sent = self.world.ask(host, owner, request, &[], String::new());
+        let Ok(answer) = sent.await else {
             return Ok(None);
         };
         let status = answer.status().as_u16();
         let (200, Ok(text)) = (status, answer.text().await) else {
             return Ok(None);
         };
+        if let Some(foreign) = foreign(&text, owner) {
+            return Ok(Some(foreign));
+        }
         let body: Value = serde_json::from_str(&text)?;
         let field = |name| body.get(name).and_then(Value::as_str);
         let attempt = field("attempt").and_then(|attempt| attempt.get(..8));
@@ -241,6 +246,8 @@ impl<'a> Caller<'a> {
                 }
                 Event::Restart { .. } | Event::Data(_) => {}
             }
+            self.wrong
+                .extend(foreign(&format!("{event:?}"), self.owner()));
             if let Err((kind, what)) = self.device.take(&event, events.last_id()) {
                 let details = format!(
                     "{what}: {event:?}, asked with {last_id:?}, {:?}",
@@ -274,6 +281,7 @@ impl<'a> Caller<'a> {
         let Ok(text) = answer.text().await else {
             return Ok(None);
         };
+        self.wrong.extend(foreign(&text, self.owner()));
         let body: Value = serde_json::from_str(&text).unwrap_or_default();
         let code = body.get("code").and_then(Value::as_str).unwrap_or_default();
         let connection = self.connection()?;
@@ -323,7 +331,8 @@ impl<'a> Caller<'a> {
     /// head came.
     async fn send(&mut self, last_id: &str, ask: Ask) -> Result<Option<Answer>> {
         let id = self.turn.id;
-        let key = format!("soak-{}-{id}", self.world.plan.seed);
+        // The same for the turn of this number of each owner.
+        let key = format!("{}-t{}", app_id(id.conversation), id.turn);
         let mut headers = Vec::new();
         if ask == Ask::Post && self.turn.has_key {
             headers.push(("idempotency-key", key.as_str()));
@@ -347,9 +356,8 @@ impl<'a> Caller<'a> {
             let (now, world) = (self.world.now(), self.world);
             let connection = self.connection()?;
             connection.sent = now;
-            let node = world.nodes.get(connection.host).context("no such host")?;
-            let client = Client::of(node.host.address());
-            let sent = client.request_with(method, &target, &headers, body.clone());
+            let (host, owner) = (connection.host, id.conversation.owner);
+            let sent = world.ask(host, owner, (method, &target), &headers, body.clone());
             let error = match sent.await {
                 Ok(answer) => return Ok(Some(answer)),
                 Err(error) => error,
@@ -358,12 +366,26 @@ impl<'a> Caller<'a> {
             if error.downcast_ref::<std::io::Error>().is_none() {
                 return Ok(None);
             }
+            let connection = self.connection()?;
             connection.host = (connection.host + 1) % world.nodes.len();
             sleep(Duration::from_millis(20)).await;
         }
     }
 
+    fn owner(&self) -> usize {
+        self.turn.id.conversation.owner
+    }
+
     fn connection(&mut self) -> Result<&mut Connection> {
         self.connections.last_mut().context("no connection")
     }
+}
+
+/// What names another owner in an answer to this one.
+pub(super) fn foreign(text: &str, owner: usize) -> Option<Violation> {
+    let other = of_another(text, owner)?;
+    Some((
+        Foreign,
+        format!("owner {owner} was sent of {other}: {text}"),
+    ))
 }

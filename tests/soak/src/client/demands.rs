@@ -2,14 +2,14 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, Result};
-use llmchat_testkit::Client;
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tokio::time::sleep;
 
 use super::{PATIENCE, PAUSE};
-use crate::evidence::{Outcome, Seen, Sweep};
+use crate::evidence::{Outcome, Pages, Seen, Sweep};
 use crate::plan::{Deletion, PlannedSweep, Turn};
+use crate::text::ConversationId;
 use crate::world::{World, app_id};
 
 pub(super) async fn delete(
@@ -23,13 +23,14 @@ pub(super) async fn delete(
         Deletion::Turn => path.to_owned(),
         Deletion::Reply => format!("{path}/reply"),
     };
-    insist(world, turn.host, "DELETE", &path, &[204]).await
+    let owner = turn.id.conversation.owner;
+    insist(world, turn.host, owner, ("DELETE", &path), &[204]).await
 }
 
 /// Deletes the part of a conversation that is planned, from a turn on that is there.
 pub(crate) async fn sweep(
     world: &World,
-    conversation: usize,
+    conversation: ConversationId,
     planned: Option<PlannedSweep>,
     seen: &[Seen],
     sweeps: &[Sweep],
@@ -58,7 +59,7 @@ pub(crate) async fn sweep(
     world.count(from.map_or("delete-conversation", |_| "delete-from"));
     let sent = world.now();
     let host = planned.back.unwrap_or_default() % world.nodes.len();
-    let status = insist(world, host, "DELETE", &path, &[204]).await?;
+    let status = insist(world, host, conversation.owner, ("DELETE", &path), &[204]).await?;
     Ok(Some(Sweep {
         conversation,
         from,
@@ -71,15 +72,14 @@ pub(crate) async fn sweep(
 pub(super) async fn insist(
     world: &World,
     mut host: usize,
-    method: &str,
-    path: &str,
+    owner: usize,
+    request: (&str, &str),
     statuses: &[u16],
 ) -> Result<Option<u16>> {
     let until = Instant::now() + PATIENCE;
     while Instant::now() < until {
-        let node = world.nodes.get(host).context("no such host")?;
-        let client = Client::of(node.host.address());
-        if let Ok(answer) = client.request(method, path, "").await {
+        let sent = world.ask(host, owner, request, &[], String::new());
+        if let Ok(answer) = sent.await {
             let status = answer.status().as_u16();
             if statuses.contains(&status) && answer.bytes().await.is_ok() {
                 return Ok(Some(status));
@@ -92,15 +92,20 @@ pub(super) async fn insist(
 }
 
 /// Reads a conversation from its newest page back to its beginning, when nothing fails any more.
-pub(crate) async fn pages(world: &World, conversation: usize) -> Result<Vec<(String, String)>> {
+pub(crate) async fn pages(world: &World, conversation: ConversationId) -> Result<Pages> {
     let mut messages = Vec::new();
+    let mut bodies = String::new();
     let mut before = None;
     loop {
         let mut path = format!("/llmchat/{}?limit=7", app_id(conversation));
         path.extend(before.iter().map(|id| format!("&before={id}")));
-        let node = world.nodes.first().context("no host")?;
-        let answer = Client::of(node.host.address()).get(&path, &[]).await?;
-        let page = answer.json(200).await?;
+        let request = ("GET", path.as_str());
+        let answer = world.ask(0, conversation.owner, request, &[], String::new());
+        let answer = answer.await?;
+        ensure!(answer.status() == 200, "{path}: {}", answer.status());
+        let body = answer.text().await?;
+        let page: Value = serde_json::from_str(&body)?;
+        bodies += &body;
         let of_page = page.get("messages").and_then(Value::as_array);
         let of_page = of_page.context("a page without messages")?;
         let text = |message: &Value, name: &str| {
@@ -113,7 +118,7 @@ pub(crate) async fn pages(world: &World, conversation: usize) -> Result<Vec<(Str
         before = of_page.first().map(|message| text(message, "id"));
         if page.get("more") != Some(&Value::Bool(true)) {
             messages.reverse();
-            return Ok(messages);
+            return Ok(Pages { messages, bodies });
         }
     }
 }

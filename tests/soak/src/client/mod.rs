@@ -1,10 +1,11 @@
 //! One turn as its user: posts the prompt, loses the connection as planned, comes back until it is told the outcome,
 //! with other devices beside it; stops, asks again, deletes. Returns what was seen.
 //!
-//! [`caller`] is one device, [`demands`] what is asked for besides replies.
+//! [`caller`] is one device, [`demands`] what is asked for besides replies, [`intruder`] another owner beside it.
 
 mod caller;
 mod demands;
+mod intruder;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,14 +83,9 @@ async fn persist(
         let acknowledged = match demand {
             Demand::Stop => {
                 world.count("stop");
-                insist(
-                    world,
-                    turn.host,
-                    "POST",
-                    &(path + "/stop"),
-                    &[200, 202, 404],
-                )
-                .await?
+                let owner = turn.id.conversation.owner;
+                let request = ("POST", &*(path + "/stop"));
+                insist(world, turn.host, owner, request, &[200, 202, 404]).await?
             }
             Demand::Delete(what) => delete(world, turn, &path, what).await?,
         };
@@ -109,13 +105,25 @@ async fn persist(
         let outcome = second.until_told().await?;
         anyhow::Ok((second, Some(outcome)))
     };
+    let intruder = async {
+        let Some((intruder, after)) = turn.intruder else {
+            return Ok(Vec::new());
+        };
+        let path = path_when_known(turn, after, turn_id.clone(), is_over.subscribe()).await;
+        match path {
+            Some(path) => intruder::intrude(world, turn, intruder, &path).await,
+            None => Ok(Vec::new()),
+        }
+    };
     let first = async {
         let outcome = caller.until_told().await;
         is_over.send_replace(true);
         outcome
     };
-    let (mut outcome, demanded, (second, seconds)) = tokio::try_join!(first, demand, second)?;
+    let (mut outcome, demanded, (second, seconds), intruded) =
+        tokio::try_join!(first, demand, second, intruder)?;
     seen.wrong.extend(second.wrong);
+    seen.wrong.extend(intruded);
     if seconds == Some(Outcome::Unanswered) {
         seen.wrong
             .push((Lost, "a second device got no answer".to_owned()));
