@@ -23,6 +23,7 @@ pub struct Manifest {
     source: PathBuf,
     build: Option<Build>,
     variables: BTreeMap<String, Option<String>>,
+    secrets: BTreeSet<String>,
     pub(crate) component_variables: BTreeMap<String, Template>,
     pub(crate) allowed_outbound_hosts: Vec<Template>,
     pub(crate) sqlite_databases: BTreeSet<String>,
@@ -83,6 +84,8 @@ impl Manifest {
             }
         }
 
+        let secrets = file.variables.iter().filter(|(_, it)| it.secret);
+        let secrets = secrets.map(|(name, _)| name.clone()).collect();
         let variables = file.variables.into_iter().map(|(name, variable)| {
             check_name(&name)?;
             ensure!(
@@ -113,6 +116,7 @@ impl Manifest {
             allowed_outbound_hosts: allowed_outbound_hosts.collect::<Result<_>>()?,
             sqlite_databases: component.sqlite_databases,
             variables,
+            secrets,
             routes,
         })
     }
@@ -135,6 +139,11 @@ impl Manifest {
     /// The application's variables with their defaults; one without is required.
     pub fn variables(&self) -> &BTreeMap<String, Option<String>> {
         &self.variables
+    }
+
+    /// Whether one of the application's variables is a secret.
+    pub fn is_secret(&self, name: &str) -> bool {
+        self.secrets.contains(name)
     }
 
     /// Where Spin, and this host, keep what outlives a run: `.spin` beside the manifest.

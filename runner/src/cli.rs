@@ -45,7 +45,7 @@ pub(crate) struct Cli {
     /// Set a variable, such as ollama_url or database_url, or with NAME=@FILE to what a file holds;
     /// overrides the environment
     #[arg(long = "variable", value_name = "NAME=VALUE", value_parser = variable)]
-    variables: Vec<(String, String)>,
+    variables: Vec<Setting>,
 
     /// The manifest [default: spin.toml here, or that of the workspace this was built from]
     #[arg(long, value_name = "FILE")]
@@ -84,20 +84,37 @@ pub(crate) struct Cli {
     pub(crate) no_build: bool,
 }
 
+/// A variable that the command line sets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Setting {
+    name: String,
+    value: String,
+    /// It stands in the command line itself, which other users of the machine can read.
+    is_shown: bool,
+}
+
 /// As in Spin, but for the line end after a file's last line, which is no part of the value.
-fn variable(text: &str) -> Result<(String, String)> {
+fn variable(text: &str) -> Result<Setting> {
     let Some((name, value)) = text.split_once('=') else {
         bail!("it should look like name=value or name=@file");
     };
     let Some(file) = value.strip_prefix('@') else {
-        return Ok((name.to_owned(), value.to_owned()));
+        return Ok(Setting {
+            name: name.to_owned(),
+            value: value.to_owned(),
+            is_shown: true,
+        });
     };
     // One message: clap does not show the cause of an error.
     let content =
         std::fs::read_to_string(file).map_err(|error| anyhow!("cannot read {file}: {error}"))?;
     let line = content.strip_suffix('\n').unwrap_or(&content);
     let value = line.strip_suffix('\r').unwrap_or(line);
-    Ok((name.to_owned(), value.to_owned()))
+    Ok(Setting {
+        name: name.to_owned(),
+        value: value.to_owned(),
+        is_shown: false,
+    })
 }
 
 /// Without a port: the name counts.
@@ -140,11 +157,26 @@ impl Cli {
             let value = std::env::var(environment_name(name)).ok()?;
             Some((name.clone(), value))
         });
-        environment.chain(self.variables.iter().cloned()).collect()
+        let set = self.variables.iter();
+        let set = set.map(|it| (it.name.clone(), it.value.clone()));
+        environment.chain(set).collect()
+    }
+
+    /// What is set in a way that the operator should think about.
+    pub(crate) fn warnings(&self, manifest: &Manifest) -> Vec<String> {
+        let shown = self
+            .variables
+            .iter()
+            .filter(|it| it.is_shown && manifest.is_secret(&it.name));
+        let shown = shown.map(|Setting { name, .. }| {
+            let environment = environment_name(name);
+            format!("{name} is a secret, and every user of this machine can read a command line: set {environment}, or {name}=@FILE")
+        });
+        shown.chain(Self::misspelled(manifest)).collect()
     }
 
     /// Environment variables that look like ours and are not, with the name that was meant.
-    pub(crate) fn misspelled(manifest: &Manifest) -> impl Iterator<Item = String> {
+    fn misspelled(manifest: &Manifest) -> impl Iterator<Item = String> {
         let names = manifest
             .variables()
             .keys()
@@ -216,10 +248,8 @@ mod tests {
 
     #[test]
     fn a_value_may_contain_an_equals_sign() {
-        assert_eq!(
-            variable("a=b=c").unwrap(),
-            ("a".to_owned(), "b=c".to_owned())
-        );
+        let set = variable("a=b=c").unwrap();
+        assert_eq!((&*set.name, &*set.value), ("a", "b=c"));
         assert!(variable("a").is_err());
     }
 
@@ -227,7 +257,7 @@ mod tests {
     fn a_value_may_be_in_a_file() {
         let temporary = tempfile::tempdir().unwrap();
         let file = temporary.path().join("secret");
-        let value = || Ok::<_, anyhow::Error>(variable(&format!("a=@{}", file.display()))?.1);
+        let value = || Ok::<_, anyhow::Error>(variable(&format!("a=@{}", file.display()))?.value);
         let error = format!("{:#}", value().unwrap_err());
         assert!(error.contains(&*file.to_string_lossy()), "{error}");
         for (content, expected) in [

@@ -50,7 +50,7 @@ async fn run(cli: cli::Cli) -> Result<()> {
     }
     // Report a wrong name before the build, which takes a while.
     Variables::resolve(&manifest, &variables)?;
-    for warning in cli::Cli::misspelled(&manifest) {
+    for warning in cli.warnings(&manifest) {
         Output::default().line(format_args!("warning: {warning}"));
     }
     if !cli.no_build {

@@ -180,11 +180,13 @@ fn a_wrong_variable_is_named_at_the_start() {
 }
 
 /// What the program prints up to the request to paste, on stdout and stderr.
-fn banner(url: &str, key: &str) -> [String; 2] {
+fn banner(url: &str, key: &str, variables: &[&str]) -> [String; 2] {
     let state = tempfile::tempdir().unwrap();
+    let url = format!("ollama_url={url}");
+    let variables = [&[&*url], variables].concat();
     let mut child = command(&["--listen", "127.0.0.1:0", "--state-dir"])
         .arg(state.path())
-        .args(["--variable", &format!("ollama_url={url}")])
+        .args(variables.iter().flat_map(|it| ["--variable", it]))
         .env("SPIN_VARIABLE_OLLAMA_API_KEY", key)
         .spawn()
         .unwrap();
@@ -210,7 +212,7 @@ fn the_banner_finds_an_ollama_behind_a_path_and_a_key_and_does_not_show_it() {
         (KEY, "with stand-in"),
         ("s3cret", "SPIN_VARIABLE_OLLAMA_API_KEY may be wrong"),
     ] {
-        let [printed, error] = banner(&ollama.url(), key);
+        let [printed, error] = banner(&ollama.url(), key, &[]);
         assert!(printed.contains(said), "{printed}{error}");
         assert!(!printed.contains("s3cret"), "{printed}");
         assert_eq!(error, "");
@@ -220,11 +222,28 @@ fn the_banner_finds_an_ollama_behind_a_path_and_a_key_and_does_not_show_it() {
 #[test]
 fn what_an_ollama_on_another_machine_needs_is_said_at_the_start() {
     // Another loopback address: as far away as another machine, and nobody listens there.
-    let [printed, error] = banner("http://127.0.0.2:9/behind/it", "s3cret");
+    let [printed, error] = banner("http://127.0.0.2:9/behind/it", "s3cret", &[]);
     assert!(printed.contains("does not answer"), "{printed}");
     let advice = "set SPIN_VARIABLE_OLLAMA_HOST=http://127.0.0.2:9\n";
     assert!(error.contains(advice), "{error}");
     assert!(!error.contains("s3cret") && !printed.contains("s3cret"));
+}
+
+#[test]
+fn a_secret_in_the_command_line_is_warned_of_and_one_in_a_file_is_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("keys");
+    std::fs::write(&file, "ann:s3cret\n").unwrap();
+    let in_file = format!("api_keys=@{}", file.display());
+    for (variable, is_warned_of) in [("api_keys=ann:s3cret", true), (&in_file, false)] {
+        let [printed, error] = banner("http://127.0.0.1:9", "", &[variable]);
+        assert_eq!(
+            error.contains("api_keys is a secret"),
+            is_warned_of,
+            "{error}"
+        );
+        assert!(!printed.contains("s3cret") && !error.contains("s3cret"));
+    }
 }
 
 /// More connections than there are descriptors, without a request.

@@ -46,8 +46,8 @@ pub(super) struct Variable {
     pub(super) default: Option<String>,
     #[serde(default)]
     pub(super) required: bool,
-    #[serde(rename = "secret")]
-    _secret: Option<bool>,
+    #[serde(default)]
+    pub(super) secret: bool,
     #[serde(rename = "description")]
     _description: Option<String>,
 }
