@@ -40,6 +40,20 @@ use retry::Bounds;
 #[cfg(feature = "sqlite")]
 use sqlite::Sqlite;
 
+/// The text of a file `<database>/<name>.sql` without comments but the first (see `build.rs`).
+macro_rules! statement {
+    ($database:literal, $name:literal) => {
+        include_str!(concat!(
+            env!("OUT_DIR"),
+            "/statements/",
+            $database,
+            "/",
+            $name,
+            ".sql"
+        ))
+    };
+}
+
 mod cells;
 mod error;
 mod phrases;

@@ -25,19 +25,19 @@ mod url;
 use error::classify;
 use url::DatabaseUrl;
 
-const BEGIN: &str = include_str!("begin_turn.sql");
-const AGAIN: &str = include_str!("again.sql");
-const PAST: &str = include_str!("past_of_turn.sql");
-const COMMIT: &str = include_str!("commit_turn.sql");
-const CHECKPOINT: &str = include_str!("checkpoint.sql");
-const FOLLOW: &str = include_str!("follow.sql");
-const TURN: &str = include_str!("turn.sql");
-const STOP: &str = include_str!("stop.sql");
-const PAGE: &str = include_str!("page.sql");
-const DELETE_TURN: &str = include_str!("delete_turn.sql");
-const DELETE_REPLY: &str = include_str!("delete_reply.sql");
-const DELETE_FROM: &str = include_str!("delete_from.sql");
-const DELETE_CONVERSATION: &str = include_str!("delete_conversation.sql");
+const BEGIN: &str = statement!("postgres", "begin_turn");
+const AGAIN: &str = statement!("postgres", "again");
+const PAST: &str = statement!("postgres", "past_of_turn");
+const COMMIT: &str = statement!("postgres", "commit_turn");
+const CHECKPOINT: &str = statement!("postgres", "checkpoint");
+const FOLLOW: &str = statement!("postgres", "follow");
+const TURN: &str = statement!("postgres", "turn");
+const STOP: &str = statement!("postgres", "stop");
+const PAGE: &str = statement!("postgres", "page");
+const DELETE_TURN: &str = statement!("postgres", "delete_turn");
+const DELETE_REPLY: &str = statement!("postgres", "delete_reply");
+const DELETE_FROM: &str = statement!("postgres", "delete_from");
+const DELETE_CONVERSATION: &str = statement!("postgres", "delete_conversation");
 
 /// Conversations in PostgreSQL.
 #[derive(Debug, Clone)]

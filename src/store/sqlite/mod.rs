@@ -24,22 +24,22 @@ mod error;
 
 use connection::Call;
 
-const CONTEXT: &str = include_str!("context.sql");
-const SETTLE: &str = include_str!("settle.sql");
-const ADOPT: &str = include_str!("adopt.sql");
-const BEGIN: &str = include_str!("begin.sql");
-const AGAIN: &str = include_str!("again.sql");
-const COMMIT: &str = include_str!("commit_turn.sql");
-const CHECKPOINT: &str = include_str!("checkpoint.sql");
-const FOLLOW: &str = include_str!("follow.sql");
-const TURN: &str = include_str!("turn.sql");
-const STOP: &str = include_str!("stop.sql");
-const PAGE: &str = include_str!("page.sql");
-const DELETE_TURN: &str = include_str!("delete_turn.sql");
-const DELETE_REPLY: &str = include_str!("delete_reply.sql");
-const DELETE_FROM: &str = include_str!("delete_from.sql");
-const DELETE_CONVERSATION: &str = include_str!("delete_conversation.sql");
-const DROP_VIEWS: &str = include_str!("drop_views.sql");
+const CONTEXT: &str = statement!("sqlite", "context");
+const SETTLE: &str = statement!("sqlite", "settle");
+const ADOPT: &str = statement!("sqlite", "adopt");
+const BEGIN: &str = statement!("sqlite", "begin");
+const AGAIN: &str = statement!("sqlite", "again");
+const COMMIT: &str = statement!("sqlite", "commit_turn");
+const CHECKPOINT: &str = statement!("sqlite", "checkpoint");
+const FOLLOW: &str = statement!("sqlite", "follow");
+const TURN: &str = statement!("sqlite", "turn");
+const STOP: &str = statement!("sqlite", "stop");
+const PAGE: &str = statement!("sqlite", "page");
+const DELETE_TURN: &str = statement!("sqlite", "delete_turn");
+const DELETE_REPLY: &str = statement!("sqlite", "delete_reply");
+const DELETE_FROM: &str = statement!("sqlite", "delete_from");
+const DELETE_CONVERSATION: &str = statement!("sqlite", "delete_conversation");
+const DROP_VIEWS: &str = statement!("sqlite", "drop_views");
 
 /// Conversations in the host's SQLite database `default`.
 #[derive(Debug, Clone)]
