@@ -114,6 +114,14 @@ pub enum RefusalCode {
     DatabaseFailed,
     /// The operator's configuration is wrong.
     Misconfigured,
+    /// No connection to Ollama could be established.
+    OllamaUnreachable,
+    /// Ollama, or what stands before it, answered with something else.
+    OllamaRefused,
+    /// The connection to Ollama broke in mid-answer.
+    OllamaBrokeOff,
+    /// Ollama did not answer in time.
+    OllamaTimeout,
 }
 
 impl RefusalCode {
@@ -141,6 +149,10 @@ impl RefusalCode {
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::Timeout => StatusCode::REQUEST_TIMEOUT,
             Self::DatabaseFailed | Self::Misconfigured => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::OllamaUnreachable | Self::OllamaRefused | Self::OllamaBrokeOff => {
+                StatusCode::BAD_GATEWAY
+            }
+            Self::OllamaTimeout => StatusCode::GATEWAY_TIMEOUT,
         }
     }
 

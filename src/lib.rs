@@ -7,13 +7,13 @@
 //! | module | its one job | does not know |
 //! | --- | --- | --- |
 //! | [`service`] | which route; checks that all share; a failure becomes an answer | SQL, Ollama |
-//! | [`api`] | the routes besides the prompt: a turn and a conversation as JSON, stop, deletions | SQL, Ollama |
+//! | [`api`] | the routes besides the prompt: a turn and a conversation as JSON, stop, deletions, the models, health | SQL, SSE |
 //! | [`http`] | paths and bytes in (bounded), answers and event streams out | routes, chat |
 //! | [`access`] | whose a request is: keys, and the header of a gateway | routes, HTTP |
 //! | [`request`] | JSON to [`request::ChatRequest`]; all limits on a request | database, Ollama |
 //! | [`idempotency`] | what makes a repeated request the same: its key, and its body's hash | HTTP, database |
 //! | [`turn`] | a stored turn: its order and policy; the relay while it lasts, its checkpoints, those who follow it | SQL, JSON, framing |
-//! | [`ollama`] | the call of Ollama's chat API: URL, headers, body, refusals | database, SSE |
+//! | [`ollama`] | the calls of Ollama's API: headers, bodies, refusals | database, SSE |
 //! | [`reply`] | the pure path: bytes to lines to events with ids, the text to store, and what a client has missed of it | sockets, clock, Spin |
 //! | [`store`] | all SQL, and with it the order of a conversation; the port and its two adapters, retries, migrations | HTTP, SSE, Ollama |
 //!

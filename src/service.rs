@@ -8,8 +8,8 @@ use std::rc::Rc;
 use http::Method;
 
 use crate::access::{Access, Unauthorized};
-use crate::api::Api;
-use crate::api::route::Route;
+use crate::api::route::{self, Route};
+use crate::api::{Api, health};
 use crate::clock::Ticker;
 use crate::config::{self, Config, InvalidVariable};
 use crate::conversation::Owner;
@@ -29,6 +29,9 @@ use crate::turn::{Means, NotBegun, Opened, Turn};
 
 /// Answers a request: with a stream of events, or with a status and JSON.
 pub async fn handle(request: Request) -> Response {
+    if health::is_asked(&request) {
+        return health::alive().send();
+    }
     match config::load().await {
         Ok(config) => {
             let sender = client::sender(&request, &config.allowed_origins);
@@ -130,6 +133,9 @@ async fn answer(
         Route::Stop(name) => api.stop(&name).await,
         Route::Conversation(name) => api.page(&name, &path).await,
         Route::DeleteConversation(name) => api.delete(&name, Deletion::Conversation).await,
+        Route::Models => api.models().await,
+        Route::Alive => Ok(health::alive()),
+        Route::Ready => Ok(api.ready().await),
         Route::DeleteFrom(TurnName { conversation, turn }) => {
             api.delete(&conversation, Deletion::From(turn)).await
         }
@@ -163,9 +169,13 @@ struct Checked {
 }
 
 fn check(request: &Request, config: &Config) -> Result<Checked, Rejection> {
-    let owner = owner(request, &config.access)?;
     let (method, path) = client::target(request);
-    let path = Path::parse(&path).map_err(InvalidRequest::from)?;
+    let path = Path::parse(&path).map_err(InvalidRequest::from);
+    let owner = match &path {
+        Ok(path) if route::needs_no_key(path) => Owner::default(),
+        _ => owner(request, &config.access)?,
+    };
+    let path = path?;
     let route = Route::of(method.as_ref(), &path, &owner)?;
     if !client::is_plain(request) {
         return Err(Rejection::new(

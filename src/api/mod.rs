@@ -1,4 +1,4 @@
-//! The routes besides the prompt: a turn, and a conversation.
+//! The routes besides the prompt: a turn, a conversation, the models, the server's health.
 
 use std::rc::Rc;
 
@@ -13,6 +13,8 @@ use crate::http::{self as client, Answer};
 use crate::request::InvalidRequest;
 use crate::store::{Database, Deletion, Stopped, TurnName, TurnView};
 
+pub(crate) mod health;
+mod models;
 pub(crate) mod route;
 mod view;
 

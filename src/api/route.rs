@@ -30,6 +30,17 @@ pub(crate) enum Route {
     Stop(TurnName),
     /// `POST …/turns/{turn}/again`.
     Again(TurnName),
+    /// `GET /models`.
+    Models,
+    /// `GET /healthz`.
+    Alive,
+    /// `GET /readyz`.
+    Ready,
+}
+
+/// Whether a request for this path is answered whoever sends it.
+pub(crate) fn needs_no_key(path: &Path) -> bool {
+    matches!(path.segments()[..], ["healthz" | "readyz"])
 }
 
 /// A place that requests can go to, whatever their method.
@@ -41,6 +52,9 @@ enum Place {
     Reply(TurnName),
     Stop(TurnName),
     Again(TurnName),
+    Models,
+    Alive,
+    Ready,
 }
 
 impl Route {
@@ -54,6 +68,10 @@ impl Route {
         let get = [&Method::GET, &Method::HEAD];
         let is = |wanted: &[&Method]| method.is_some_and(|method| wanted.contains(&method));
         Ok(match place {
+            Place::Models if is(&get) => Self::Models,
+            Place::Alive if is(&get) => Self::Alive,
+            Place::Ready if is(&get) => Self::Ready,
+            Place::Models | Place::Alive | Place::Ready => return Err(not_allowed("GET, HEAD")),
             Place::Prompts if is(&[&Method::POST]) => Self::Prompt,
             Place::Prompts | Place::Stop(_) | Place::Again(_) if !is(&[&Method::POST]) => {
                 return Err(not_allowed("POST"));
@@ -86,6 +104,12 @@ impl Route {
 impl Place {
     fn of(path: &Path, owner: &Owner) -> Result<Self, Rejection> {
         let segments = path.segments();
+        match segments[..] {
+            ["models"] => return Ok(Self::Models),
+            ["healthz"] => return Ok(Self::Alive),
+            ["readyz"] => return Ok(Self::Ready),
+            _ => {}
+        }
         let Some((&"llmchat", rest)) = segments.split_first() else {
             return Err(not_found());
         };
@@ -196,6 +220,9 @@ mod tests {
             (format!("{turn}/reply"), "DELETE"),
             (format!("{turn}/stop"), "POST"),
             (format!("{turn}/again"), "POST"),
+            ("/models".to_owned(), "GET, HEAD"),
+            ("/healthz/".to_owned(), "GET, HEAD"),
+            ("/readyz?verbose".to_owned(), "GET, HEAD"),
         ] {
             for method in [
                 Method::GET,
@@ -216,6 +243,25 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn of_all_paths_two_need_no_key() {
+        let needs_no_key = |path| super::needs_no_key(&Path::parse(path).unwrap());
+        for path in ["/healthz", "/readyz/", "/readyz?a=b", "/%72eadyz"] {
+            assert!(needs_no_key(path), "{path}");
+        }
+        for path in [
+            "/",
+            "/models",
+            "/llmchat/healthz",
+            "/readyz/x",
+            "//readyz",
+            "/READYZ",
+            "/healthz%2F",
+        ] {
+            assert!(!needs_no_key(path), "{path}");
         }
     }
 

@@ -102,6 +102,11 @@ pub(crate) async fn chat(
     send(request).await
 }
 
+/// Asks for something that Ollama has.
+pub(crate) async fn get(config: &Config, path: &str) -> Result<impl Answer + use<>, RelayError> {
+    send(request(config, &Method::Get, path, &[], None)).await
+}
+
 async fn send(request: Request) -> Result<Received, RelayError> {
     let response = client::send(request).await.map_err(failed)?;
     let status = StatusCode::from_u16(response.get_status_code());

@@ -67,14 +67,32 @@ pub(crate) fn refused(head: &Head, body: &[u8], key: Option<&Secret>) -> RelayEr
     };
     let mut text = match head.status {
         StatusCode::OK => {
-            format!("What answers at `ollama_url` sent no chat response, with status 200: {told}")
+            format!(
+                "What answers at `ollama_url` sent nothing of Ollama's, with status 200: {told}"
+            )
         }
         _ => format!("Ollama refused the request with status {status}: {told}"),
     };
     if let Some(key) = key {
         key.hide(&mut text);
     }
-    let advice = match head.status {
+    RelayError::new(Code::OllamaRefused, text + advice(head.status))
+}
+
+/// The same without the words of whoever refused it.
+pub(crate) fn briefly(head: &Head) -> String {
+    match head.status {
+        StatusCode::OK => "What answers at `ollama_url` is no Ollama".to_owned(),
+        status => format!(
+            "Ollama refused the request with status {}{}",
+            status.as_u16(),
+            advice(status)
+        ),
+    }
+}
+
+fn advice(status: StatusCode) -> &'static str {
+    match status {
         StatusCode::UNAUTHORIZED => {
             ". Whatever guards Ollama wants a key: `ollama_api_key` may be wrong or missing"
         }
@@ -85,8 +103,7 @@ pub(crate) fn refused(head: &Head, body: &[u8], key: Option<&Secret>) -> RelayEr
             ". A redirect is not followed: set `ollama_url` to where Ollama itself is"
         }
         _ => "",
-    };
-    RelayError::new(Code::OllamaRefused, text + advice)
+    }
 }
 
 /// Why it was refused.

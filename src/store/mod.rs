@@ -163,6 +163,11 @@ impl Database {
         call!(self, migrate())
     }
 
+    /// Whether it is there. Needs no schema.
+    pub(crate) async fn ping(&self) -> Result<(), StoreError> {
+        call!(self, ping())
+    }
+
     /// Begins a turn or, where its key is known, another attempt of it, unless one runs or it has ended. Reads what
     /// precedes it if that has at most `at_once` bytes.
     pub(crate) async fn begin(&self, new: &NewTurn, at_once: usize) -> Result<Begun, StoreError> {

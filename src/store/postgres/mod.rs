@@ -34,6 +34,7 @@ const FOLLOW: &str = statement!("postgres", "follow");
 const TURN: &str = statement!("postgres", "turn");
 const STOP: &str = statement!("postgres", "stop");
 const PAGE: &str = statement!("postgres", "page");
+const PING: &str = statement!("postgres", "ping");
 const DELETE_TURN: &str = statement!("postgres", "delete_turn");
 const DELETE_REPLY: &str = statement!("postgres", "delete_reply");
 const DELETE_FROM: &str = statement!("postgres", "delete_from");
@@ -56,6 +57,14 @@ impl Postgres {
     pub(super) fn other_pool(&self) -> Self {
         let url = self.url.other_pool();
         Self { url }
+    }
+
+    pub(super) async fn ping(&self) -> Result<(), StoreError> {
+        let is_read_only = self.only(PING, Vec::new()).await?.flag()?;
+        match is_read_only {
+            true => Err(StoreError::new(Kind::ReadOnly, "a standby, perhaps")),
+            false => Ok(()),
+        }
     }
 
     pub(super) async fn begin(&self, new: &NewTurn, at_once: usize) -> Result<Begun, StoreError> {

@@ -35,6 +35,7 @@ const FOLLOW: &str = statement!("sqlite", "follow");
 const TURN: &str = statement!("sqlite", "turn");
 const STOP: &str = statement!("sqlite", "stop");
 const PAGE: &str = statement!("sqlite", "page");
+const PING: &str = statement!("sqlite", "ping");
 const DELETE_TURN: &str = statement!("sqlite", "delete_turn");
 const DELETE_REPLY: &str = statement!("sqlite", "delete_reply");
 const DELETE_FROM: &str = statement!("sqlite", "delete_from");
@@ -113,6 +114,13 @@ impl Asking<'_> {
 }
 
 impl Sqlite {
+    pub(super) async fn ping(&self) -> Result<(), StoreError> {
+        let call = Call::begin().await?;
+        call.execute(PING, Vec::new()).await?;
+        call.end();
+        Ok(())
+    }
+
     pub(super) async fn begin(&self, new: &NewTurn, at_once: usize) -> Result<Begun, StoreError> {
         let call = Call::begin().await?;
         let window = &new.window;

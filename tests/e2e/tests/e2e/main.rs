@@ -21,9 +21,11 @@ mod disk;
 mod docs;
 mod faults;
 mod guarded;
+mod health;
 #[cfg(target_os = "linux")]
 mod killed;
 mod limits;
+mod models;
 mod native;
 mod older;
 mod ollama;

@@ -1,0 +1,2 @@
+-- Reads the file's first page: whether there is a database.
+SELECT count(*) FROM sqlite_master
