@@ -22,6 +22,7 @@ mod docs;
 mod faults;
 mod guarded;
 mod health;
+mod handover;
 #[cfg(target_os = "linux")]
 mod killed;
 mod limits;
