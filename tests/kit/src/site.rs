@@ -76,7 +76,7 @@ impl Site {
         *lock(&self.shared.behind) = Some(server);
     }
 
-    /// The requests that went to the server behind, as `POST /llmchat/`.
+    /// The requests that the server behind has answered, as `POST /llmchat/ 200`.
     pub fn passed(&self) -> Vec<String> {
         lock(&self.shared.passed).clone()
     }
@@ -161,12 +161,12 @@ async fn pass(request: Request<Incoming>, shared: &Shared) -> Result<Response<Bo
     let behind = *lock(&shared.behind);
     let behind = behind.context("there is no such page")?;
     let line = format!("{} {}", request.method(), request.uri());
-    lock(&shared.passed).push(line);
     let stream = TcpStream::connect(behind).await?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     // It ends with the answer.
     tokio::spawn(connection);
     let answer = sender.send_request(request).await?;
+    lock(&shared.passed).push(format!("{line} {}", answer.status().as_u16()));
     Ok(answer.map(BodyExt::boxed))
 }

@@ -6,7 +6,7 @@
 use std::fs;
 
 use anyhow::{Result, ensure};
-use llmchat_testkit::{Backend, Browser, Site, TestApp, Wire, prompt};
+use llmchat_testkit::{Backend, Browser, Site, TestApp, Wire, prompt, until};
 use ollama_stand_in::{Gate, Script};
 use serde_json::{Value, json};
 
@@ -134,7 +134,7 @@ async fn a_page_of_an_allowed_origin_does_all_and_reads_all() -> Result<()> {
     let asked = counted
         .passed()
         .into_iter()
-        .filter(|it| it == "OPTIONS /llmchat/");
+        .filter(|it| it == "OPTIONS /llmchat/ 204");
     assert_eq!(asked.count(), 1);
     Ok(())
 }
@@ -176,6 +176,30 @@ async fn a_page_of_an_allowed_origin_watches_with_a_stock_event_source() -> Resu
             assert_eq!(page.told().await?, 200);
         }
         events.rest().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_of_another_page_leads_to_the_start_and_to_no_conversation() -> Result<()> {
+    if !Browser::is_installed() {
+        return Ok(());
+    }
+    let app = TestApp::start(Backend::Sqlite).await?;
+    for (path, answered) in [
+        // There is no page yet.
+        ("/", "GET / 404"),
+        ("/llmchat/app", "GET /llmchat/app 403"),
+    ] {
+        let site = Site::start().await?;
+        let origin = site.origin("app.example");
+        let server = Site::start().await?;
+        server.lead_to(app.address());
+        let given = json!(server.origin("127.0.0.1") + path);
+        let _page = Browser::open(site, &origin, "location.href = given;", &given)?;
+        let is_answered = async || Ok(!server.passed().is_empty());
+        until("the end of a link", is_answered).await?;
+        assert_eq!(server.passed().first().map(String::as_str), Some(answered));
     }
     Ok(())
 }
