@@ -10,6 +10,14 @@ pub fn percentile(samples: &mut [f64], share: f64) -> f64 {
     sample.copied().unwrap_or(f64::NAN)
 }
 
+/// The mean of all but this share of the smallest, and as much of the largest.
+pub fn trimmed_mean(samples: &mut [f64], share: f64) -> f64 {
+    samples.sort_unstable_by(f64::total_cmp);
+    let cut = (share * samples.len() as f64) as usize;
+    let kept = samples.get(cut..samples.len() - cut).unwrap_or_default();
+    kept.iter().sum::<f64>() / kept.len() as f64
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Summary {
     pub median: f64,
@@ -42,6 +50,12 @@ mod tests {
         assert_eq!(percentile(&mut samples, 0.99), 99.0);
         assert_eq!(percentile(&mut [7.0], 0.99), 7.0);
         assert!(percentile(&mut [], 0.5).is_nan());
+    }
+
+    #[test]
+    fn what_is_far_off_is_not_in_a_trimmed_mean() {
+        assert_eq!(trimmed_mean(&mut [900.0, 2.0, 4.0, 3.0, 0.0], 0.2), 3.0);
+        assert!(trimmed_mean(&mut [], 0.1).is_nan());
     }
 
     #[test]

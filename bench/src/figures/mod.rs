@@ -6,6 +6,7 @@ mod component;
 mod first_token;
 mod gaps;
 mod growth;
+mod keys;
 mod streams;
 mod throughput;
 mod turns;
@@ -38,6 +39,8 @@ pub enum Part {
     Streams,
     /// Checkpoints, going on after a lost connection, stopping.
     Turns,
+    /// Whether refusals tell keys apart by their time; what keys cost a turn.
+    Keys,
     /// Statements of a turn, start of an instance, size of the component.
     Component,
 }
@@ -57,6 +60,7 @@ impl Part {
             Self::Growth => growth::measure(bench).await,
             Self::Streams => streams::measure(bench).await,
             Self::Turns => turns::measure(bench).await,
+            Self::Keys => keys::measure(bench).await,
             Self::Component => component::measure(bench).await,
         }
     }

@@ -17,6 +17,8 @@ use super::events::{Event, EventReader};
 pub struct Connection {
     sender: SendRequest<Full<Bytes>>,
     host: String,
+    /// Sent with each request.
+    pub authorization: Option<String>,
 }
 
 /// A reply that was read to its end.
@@ -37,7 +39,11 @@ impl Connection {
         // Its errors are those of the request.
         tokio::spawn(connection);
         let host = address.to_string();
-        Ok(Self { sender, host })
+        Ok(Self {
+            sender,
+            host,
+            authorization: None,
+        })
     }
 
     /// Waits until it can take a request; fails if the server has closed it.
@@ -88,10 +94,13 @@ impl Connection {
     }
 
     async fn post(&mut self, path: &str, body: Bytes) -> Result<Response<Incoming>> {
-        let request = Request::post(path)
+        let mut request = Request::post(path)
             .header("host", &self.host)
-            .header("content-type", "application/json")
-            .body(Full::new(body))?;
+            .header("content-type", "application/json");
+        if let Some(authorization) = &self.authorization {
+            request = request.header("authorization", authorization);
+        }
+        let request = request.body(Full::new(body))?;
         Ok(self.sender.send_request(request).await?)
     }
 }

@@ -28,6 +28,8 @@ pub struct Load {
     pub address: SocketAddr,
     pub path: String,
     pub prompts: Prompts,
+    /// Sent with each prompt.
+    pub authorization: Option<String>,
     /// The length of a complete reply; `None` accepts any.
     pub tokens: Option<usize>,
     /// Whether each prompt has a connection of its own.
@@ -172,6 +174,9 @@ impl Client {
             Some(connection) => connection,
             None => Connection::open(self.load.address).await?,
         };
+        connection
+            .authorization
+            .clone_from(&self.load.authorization);
         let Load {
             path, time_tokens, ..
         } = &self.load;

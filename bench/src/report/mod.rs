@@ -63,6 +63,8 @@ struct Goal {
 pub enum Bound {
     AtMost(f64),
     AtLeast(f64),
+    /// No further from 1.
+    AsOne(f64),
 }
 
 /// A figure's values for each server: one a round, `NaN` if it has none.
@@ -120,6 +122,7 @@ impl Figure {
             let (bound, met) = match bound {
                 Bound::AtMost(limit) => (format!("≤ {limit}"), measured <= limit),
                 Bound::AtLeast(limit) => (format!("≥ {limit}"), measured >= limit),
+                Bound::AsOne(limit) => (format!("1 ± {limit}"), (measured - 1.0).abs() <= limit),
             };
             self.goals.push(Goal {
                 server,

@@ -226,6 +226,7 @@ impl Server {
             address: self.address,
             path: self.path.clone(),
             prompts: prompts::new_conversations(self.stores_conversations()),
+            authorization: None,
             // Another server may have another way to send a reply.
             tokens: (!matches!(self.kind, Kind::Other(_))).then_some(reply.tokens),
             fresh_connections: false,
