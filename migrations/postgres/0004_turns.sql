@@ -93,6 +93,7 @@ BEGIN
             owner  text        NOT NULL,
             number bigint      NOT NULL,       -- one more than that of the attempt before
             at     timestamptz NOT NULL,
+            oldest bigint      NOT NULL,       -- the first one that was kept then
             PRIMARY KEY (owner, number)
         );
     END IF;

@@ -195,21 +195,26 @@ BEGIN
     END
     $function$;
 
-    -- Counts an attempt that has begun, and forgets those that count no more.
+    -- Counts an attempt that has begun, and deletes those that count no more. They are looked for from the oldest on: the
+    -- index may still have all that were deleted before.
     CREATE OR REPLACE FUNCTION llmchat_count_1(of_owner text, per_minute bigint)
     RETURNS void LANGUAGE plpgsql AS $function$
     #variable_conflict use_column
+    DECLARE
+        newest record;
+        kept bigint;
     BEGIN
-        IF per_minute > 0 THEN
-            INSERT INTO chatts_attempts (owner, number, at)
-            SELECT of_owner, coalesce(max(number), 0) + 1, clock_timestamp() FROM chatts_attempts WHERE owner = of_owner;
-            DELETE FROM chatts_attempts
-            WHERE owner = of_owner AND number < (
-                SELECT number FROM chatts_attempts
-                WHERE owner = of_owner AND at > clock_timestamp() - interval '1 minute'
-                ORDER BY number LIMIT 1
-            );
+        IF per_minute = 0 THEN
+            RETURN;
         END IF;
+        SELECT number, oldest INTO newest FROM chatts_attempts WHERE owner = of_owner ORDER BY number DESC LIMIT 1;
+        SELECT number INTO kept FROM chatts_attempts
+        WHERE owner = of_owner AND number >= newest.oldest AND at > clock_timestamp() - interval '1 minute'
+        ORDER BY number LIMIT 1;
+        kept := coalesce(kept, newest.number + 1, 1);
+        INSERT INTO chatts_attempts (owner, number, at, oldest)
+        VALUES (of_owner, coalesce(newest.number + 1, 1), clock_timestamp(), kept);
+        DELETE FROM chatts_attempts WHERE owner = of_owner AND number >= newest.oldest AND number < kept;
     END
     $function$;
 
