@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use rusqlite::Connection;
+use rusqlite::{Connection, StatementStatus};
 
 use crate::{Database, LONG};
 
@@ -89,6 +89,29 @@ impl Store {
         match self.has_table().await? {
             true => Ok(self.query("SELECT message FROM chatts").await?.len()),
             false => Ok(0),
+        }
+    }
+
+    /// What it costs to run a statement, which is undone: the rows of `tables` that PostgreSQL reads, or the steps that
+    /// SQLite takes.
+    pub async fn cost(&self, sql: &str, tables: &[&str]) -> Result<i64> {
+        match self {
+            Self::Sqlite(path) => {
+                let mut connection = open(path)?;
+                let transaction = connection.transaction()?;
+                let mut statement = transaction.prepare(sql)?;
+                let rows = statement.query_map([], |_| Ok(()))?;
+                rows.collect::<rusqlite::Result<()>>()?;
+                Ok(statement.get_status(StatementStatus::VmStep).into())
+            }
+            Self::Postgres(database) => {
+                let mut client = database.connect().await?;
+                let transaction = client.transaction().await?;
+                transaction.batch_execute(sql).await?;
+                let read = "SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0))::bigint
+                    FROM pg_stat_xact_user_tables WHERE relname = ANY ($1)";
+                Ok(transaction.query_one(read, &[&tables]).await?.try_get(0)?)
+            }
         }
     }
 

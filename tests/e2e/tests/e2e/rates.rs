@@ -53,6 +53,37 @@ async fn begin(app: &TestApp, app_id: &str, gate: &Gate) -> Result<Events> {
     app.begin(app_id, "Hi", script).await
 }
 
+/// The statement that begins turn `n`, where so many may begin a minute, and so many may run.
+fn begin_statement(backend: Backend, n: u64, limits: (u64, u64)) -> String {
+    let id = format!("'0199f3a1-5c00-7000-8000-{n:012}'");
+    let same = format!("''; 'app'; {id}; {id}; {id}; NULL; NULL; 'm'; true; '{{}}'");
+    let (statement, sign, others) = match backend {
+        Backend::Sqlite => (
+            include_str!("../../../../src/store/sqlite/begin.sql"),
+            '?',
+            r#"'[["user","Hi","row"]]'; 2; 15000000; false; true"#,
+        ),
+        Backend::Postgres => (
+            include_str!("../../../../src/store/postgres/begin_turn.sql"),
+            '$',
+            "'{user}'; '{Hi}'; '{0199f3a1-5c00-7000-8000-000000000000}'; 2; true; 4194304; 65536; 4194304; 15000000; \
+             false; true",
+        ),
+    };
+    let limits = format!("{}; {}", limits.0, limits.1);
+    let values: Vec<_> = [&same, others, &limits]
+        .iter()
+        .flat_map(|it| it.split("; "))
+        .collect();
+    let literal =
+        |sql: String, (n, value): (usize, &&str)| sql.replace(&format!("{sign}{}", n + 1), value);
+    values
+        .iter()
+        .enumerate()
+        .rev()
+        .fold(statement.to_owned(), literal)
+}
+
 /// Waits until a prompt is taken; until then each must be refused since too many run.
 async fn until_one_may_run(client: &Client) -> Result<()> {
     until("a place", async || {
@@ -420,6 +451,50 @@ on_both_stores! {
         }
         ask("one").await?.read().await?;
         assert_eq!(app.ollama.chats(), 6);
+        Ok(())
+    }
+
+    async fn a_begin_that_is_made_again_counts_once(backend: Backend) -> Result<()> {
+        let app = TestApp::start(backend).await?;
+        app.turn("another", "makes the tables", "ok").await?;
+        let begin = async |n, limits| anyhow::Ok(app.query(&begin_statement(backend, n, limits)).await?.concat());
+        for limits in [(1, 0), (1, 1), (0, 1)] {
+            let outcome = begin(1, limits).await?;
+            ensure!(outcome.contains("started"), "{limits:?}: {outcome}");
+            let outcome = begin(2, limits).await?;
+            ensure!(outcome.contains("limited"), "{limits:?}: {outcome}");
+        }
+        assert_eq!((counted(&app).await?, app.rows("app").await?.len()), (1, 1));
+        Ok(())
+    }
+
+    async fn what_a_begin_costs_does_not_grow_with_what_began(backend: Backend) -> Result<()> {
+        let app = a_minute(backend, 1000).start().await?;
+        app.turn("app", "makes the tables", "ok").await?;
+        let begin = begin_statement(backend, 1, (1000, 10));
+        let cost = async || app.store().cost(&begin, &["chatts_attempts", "chatts_runs"]).await;
+        let before = cost().await?;
+        // Of this owner as many as may be but one; and many of others, which run, too.
+        app.execute(match backend {
+            Backend::Sqlite => "
+                WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 50000)
+                INSERT INTO chatts_attempts (owner, number, at)
+                SELECT iif(n < 999, '', 'other ' || n % 7), n + 1, unixepoch('subsec') * 1000000 FROM n;
+                INSERT INTO chatts_runs (owner, appid, turn_id, attempt, expires, collapses)
+                SELECT owner, 'app', number, number, at + 3600000000, true FROM chatts_attempts WHERE owner <> '';
+                ANALYZE",
+            Backend::Postgres => "
+                INSERT INTO chatts_attempts (owner, number, at, oldest)
+                SELECT CASE WHEN n < 999 THEN '' ELSE 'other ' || n % 7 END, n + 1, now(), 1
+                FROM generate_series(1, 50000) AS n;
+                INSERT INTO chatts_runs (owner, appid, turn_id, attempt, expires, exclusive, collapses)
+                SELECT owner, 'app', gen_random_uuid(), gen_random_uuid(), at + interval '1 hour', false, true
+                FROM chatts_attempts WHERE owner <> '';
+                ANALYZE chatts_attempts, chatts_runs",
+        })
+        .await?;
+        let after = cost().await?;
+        ensure!(before > 0 && after < before + before / 4 + 8, "{before}, {after}");
         Ok(())
     }
 
