@@ -15,7 +15,9 @@ use crate::config::{self, Config, InvalidVariable};
 use crate::conversation::Owner;
 use crate::error::{RefusalCode, Rejection};
 use crate::http::path::{self, Path};
-use crate::http::{self as client, Answer, BodyError, EventStream, RequestBody, Sender};
+use crate::http::{
+    self as client, Answer, BodyError, EventStream, RequestBody, RequestHead, Sender,
+};
 use crate::idempotency::{InvalidKey, Key, body_hash};
 use crate::log;
 use crate::permit::{Permit, REQUESTS_MAX};
@@ -29,32 +31,32 @@ use crate::turn::{Means, NotBegun, Opened, Turn};
 
 /// Answers a request: with a stream of events, or with a status and JSON.
 pub async fn handle(request: Request) -> Response {
-    if health::is_asked(&request) {
+    let head = RequestHead::of(&request);
+    if health::is_asked(&head) {
         return health::alive().send();
     }
-    match config::load().await {
-        Ok(config) => {
-            let sender = client::sender(&request, &config.allowed_origins);
-            let answer = respond(request, &sender, config.clone()).await;
-            answer.readable_by(sender, &config.allowed_origins).send()
+    let config = match config::load().await {
+        Ok(config) => config,
+        Err(invalid) => {
+            drop(head);
+            return reject(&invalid.into(), RequestBody::of(request)).send();
         }
-        Err(invalid) => reject(&invalid.into(), RequestBody::of(request)).send(),
-    }
-}
-
-async fn respond(request: Request, sender: &Sender, config: Rc<Config>) -> Answer {
-    let checked = match may_send(sender) {
-        Ok(()) if client::is_preflight(&request) => return client::preflight(),
-        Ok(()) => check(&request, &config),
-        Err(rejection) => Err(rejection),
     };
-    let head = Head::of(&request);
-    let mut body = RequestBody::of(request);
-    let answered = match checked {
-        Ok(checked) => answer(checked, head, &mut body, config).await,
-        Err(rejection) => Err(rejection),
+    let sender = head.sender(&config.allowed_origins);
+    let answer = match may_send(&sender) {
+        Ok(()) if head.is_preflight() => client::preflight(),
+        may_send => {
+            let checked = may_send.and_then(|()| check(&head, &config));
+            drop(head);
+            let mut body = RequestBody::of(request);
+            let answered = match checked {
+                Ok(checked) => answer(checked, &mut body, config.clone()).await,
+                Err(rejection) => Err(rejection),
+            };
+            answered.unwrap_or_else(|rejection| reject(&rejection, body))
+        }
     };
-    answered.unwrap_or_else(|rejection| reject(&rejection, body))
+    answer.readable_by(sender, &config.allowed_origins).send()
 }
 
 fn reject(rejection: &Rejection, body: RequestBody) -> Answer {
@@ -69,51 +71,27 @@ fn reject(rejection: &Rejection, body: RequestBody) -> Answer {
     client::rejection(rejection, body)
 }
 
-/// The headers that routes read.
-struct Head {
-    key: Result<Option<Key>, InvalidKey>,
-    last: LastEventId,
-    wants_stream: bool,
-    is_head: bool,
-}
-
-impl Head {
-    fn of(request: &Request) -> Self {
-        let headers = request.get_headers();
-        let (method, _) = client::target(request);
-        Self {
-            key: Key::read(&headers.get("idempotency-key")),
-            last: LastEventId::read(&headers.get("last-event-id")),
-            wants_stream: headers.get("accept").iter().any(|accept| {
-                let accept = accept.to_ascii_lowercase();
-                accept
-                    .windows(EVENT_STREAM.len())
-                    .any(|it| it == EVENT_STREAM)
-            }),
-            is_head: method == Some(Method::HEAD),
-        }
-    }
-}
-
-const EVENT_STREAM: &[u8] = b"text/event-stream";
-
 async fn answer(
     checked: Checked,
-    head: Head,
     body: &mut RequestBody,
     config: Rc<Config>,
 ) -> Result<Answer, Rejection> {
-    let Checked { route, path, owner } = checked;
+    let Checked {
+        route,
+        path,
+        owner,
+        wishes,
+    } = checked;
     let mut api = Api::new(config.clone());
     match route {
         Route::Prompt => {
-            let key = head
+            let key = wishes
                 .key
                 .map_err(|why| InvalidRequest::of_head("Idempotency-Key", why))?;
-            prompt(owner, body, config, key, head.last).await
+            prompt(owner, body, config, key, wishes.last).await
         }
         Route::Again(name) => again(body, api, name).await,
-        Route::Turn(name) if head.wants_stream => {
+        Route::Turn(name) if wishes.wants_stream => {
             let Api { store, ticker, .. } = api;
             let permit = Permit::take(config.max_concurrent_turns);
             let means = Means {
@@ -122,8 +100,8 @@ async fn answer(
                 permit,
             };
             let watched = Watched {
-                last: head.last,
-                is_head: head.is_head,
+                last: wishes.last,
+                is_head: wishes.is_head,
                 if_gone: NotBegun::Unknown,
             };
             let answer = watch(name, watched, ticker, means).await?;
@@ -166,30 +144,61 @@ struct Checked {
     route: Route,
     path: Path,
     owner: Owner,
+    wishes: Wishes,
 }
 
-fn check(request: &Request, config: &Config) -> Result<Checked, Rejection> {
-    let (method, path) = client::target(request);
-    let path = Path::parse(&path).map_err(InvalidRequest::from);
+/// What headers say of the answer.
+struct Wishes {
+    key: Result<Option<Key>, InvalidKey>,
+    last: LastEventId,
+    wants_stream: bool,
+    is_head: bool,
+}
+
+impl Wishes {
+    fn of(head: &RequestHead<'_>) -> Self {
+        Self {
+            key: Key::read(&head.values("idempotency-key")),
+            last: LastEventId::read(&head.values("last-event-id")),
+            wants_stream: head.values("accept").iter().any(|accept| {
+                let accept = accept.to_ascii_lowercase();
+                accept
+                    .windows(EVENT_STREAM.len())
+                    .any(|it| it == EVENT_STREAM)
+            }),
+            is_head: head.method == Some(Method::HEAD),
+        }
+    }
+}
+
+const EVENT_STREAM: &[u8] = b"text/event-stream";
+
+fn check(head: &RequestHead<'_>, config: &Config) -> Result<Checked, Rejection> {
+    let path = Path::parse(&head.path).map_err(InvalidRequest::from);
     let owner = match &path {
         Ok(path) if route::needs_no_key(path) => Owner::default(),
-        _ => owner(request, &config.access)?,
+        _ => owner(head, &config.access)?,
     };
     let path = path?;
-    let route = Route::of(method.as_ref(), &path, &owner)?;
-    if !client::is_plain(request) {
+    let route = Route::of(head.method.as_ref(), &path, &owner)?;
+    if !head.is_plain() {
         return Err(Rejection::new(
             RefusalCode::UnsupportedEncoding,
             "The body is compressed: send it without `content-encoding`.",
         ));
     }
-    Ok(Checked { route, path, owner })
+    Ok(Checked {
+        route,
+        path,
+        owner,
+        wishes: Wishes::of(head),
+    })
 }
 
 /// Whose request it is.
-fn owner(request: &Request, access: &Access) -> Result<Owner, Unauthorized> {
+fn owner(head: &RequestHead<'_>, access: &Access) -> Result<Owner, Unauthorized> {
     let values = |is_read: bool, name: &str| match is_read {
-        true => client::values(request, name),
+        true => head.values(name),
         false => Vec::new(),
     };
     let authorization = values(!access.keys.is_empty(), "authorization");

@@ -14,10 +14,9 @@ use serde::Serialize;
 use super::Api;
 use crate::clock::{self, Clock as _, Monotonic, Ticker, nanoseconds};
 use crate::config::Config;
-use crate::http::{self as client, Answer};
+use crate::http::{self as client, Answer, RequestHead};
 use crate::log;
 use crate::ollama::object;
-use crate::spin::wasip3::http::types::Request;
 use crate::store::{Database, Kind, StoreError};
 
 /// How long the database and Ollama are waited for, at the same time.
@@ -44,10 +43,10 @@ struct Readiness {
 }
 
 /// Whether a request asks for [`alive`], which is answered before anything else.
-pub(crate) fn is_asked(request: &Request) -> bool {
-    let (method, path) = client::target(request);
-    let path = path.split('?').next().unwrap_or_default();
-    matches!(path, "/healthz" | "/healthz/") && matches!(method, Some(Method::GET | Method::HEAD))
+pub(crate) fn is_asked(head: &RequestHead<'_>) -> bool {
+    let path = head.path.split('?').next().unwrap_or_default();
+    matches!(path, "/healthz" | "/healthz/")
+        && matches!(head.method, Some(Method::GET | Method::HEAD))
 }
 
 /// `GET /healthz`: whoever reads this was answered.

@@ -21,57 +21,66 @@ pub(crate) use events::{BodyWriter, EventStream, Sink};
 pub(crate) use origin::{AllowedOrigins, Sender};
 pub(crate) use response::{Answer, event_stream, json, no_content, rejection};
 
-/// A request's method, and its path with the query.
-pub(crate) fn target(request: &Request) -> (Option<Method>, String) {
-    let path = request.get_path_with_query().unwrap_or_default();
-    (method(&request.get_method()), path)
+/// The head of a request: read once, since each look is a call of the host. Gone before the body is read.
+pub(crate) struct RequestHead<'a> {
+    request: &'a Request,
+    headers: Fields,
+    /// `None` where no route has it.
+    pub(crate) method: Option<Method>,
+    /// With the query.
+    pub(crate) path: String,
 }
 
-/// Who sent a request.
-pub(crate) fn sender(request: &Request, allowed: &AllowedOrigins) -> Sender {
-    let headers = request.get_headers();
-    let (origins, sites) = (headers.get("origin"), headers.get("sec-fetch-site"));
-    if origins.is_empty() && sites.is_empty() {
-        return Sender::Own;
+impl<'a> RequestHead<'a> {
+    pub(crate) fn of(request: &'a Request) -> Self {
+        Self {
+            request,
+            headers: request.get_headers(),
+            method: method(&request.get_method()),
+            path: request.get_path_with_query().unwrap_or_default(),
+        }
     }
-    let authority = request.get_authority().or_else(|| {
-        let host = headers.get("host").into_iter().next()?;
-        String::from_utf8(host).ok()
-    });
-    let is_link = || {
-        let (method, path) = target(request);
-        let mode = headers.get("sec-fetch-mode");
-        method == Some(Method::GET) && path == "/" && mode == [b"navigate"]
-    };
-    origin::Provenance {
-        origins: &origins,
-        sites: &sites,
-        authority: authority.as_deref(),
-        has_cookie: headers.has("cookie"),
-        is_link: origins.is_empty() && is_link(),
+
+    /// Every value of a header.
+    pub(crate) fn values(&self, name: &str) -> Vec<Vec<u8>> {
+        self.headers.get(name)
     }
-    .sender(allowed)
-}
 
-/// Whether a browser asks whether it may send a request (Fetch standard, 3.2.2).
-pub(crate) fn is_preflight(request: &Request) -> bool {
-    let headers = request.get_headers();
-    method(&request.get_method()) == Some(Method::OPTIONS)
-        && headers.has("origin")
-        && headers.has("access-control-request-method")
-}
+    /// Who sent it.
+    pub(crate) fn sender(&self, allowed: &AllowedOrigins) -> Sender {
+        let (origins, sites) = (self.values("origin"), self.values("sec-fetch-site"));
+        if origins.is_empty() && sites.is_empty() {
+            return Sender::Own;
+        }
+        let authority = self.request.get_authority().or_else(|| {
+            let host = self.values("host").into_iter().next()?;
+            String::from_utf8(host).ok()
+        });
+        let is_get = self.method == Some(Method::GET) && self.path == "/";
+        origin::Provenance {
+            origins: &origins,
+            sites: &sites,
+            authority: authority.as_deref(),
+            has_cookie: self.headers.has("cookie"),
+            is_link: is_get && self.values("sec-fetch-mode") == [b"navigate"],
+        }
+        .sender(allowed)
+    }
 
-/// Every value of a request's header.
-pub(crate) fn values(request: &Request, name: &str) -> Vec<Vec<u8>> {
-    request.get_headers().get(name)
-}
+    /// Whether a browser asks whether it may send a request (Fetch standard, 3.2.2).
+    pub(crate) fn is_preflight(&self) -> bool {
+        self.method == Some(Method::OPTIONS)
+            && self.headers.has("origin")
+            && self.headers.has("access-control-request-method")
+    }
 
-/// Whether the body is sent as it is, and not compressed.
-pub(crate) fn is_plain(request: &Request) -> bool {
-    let encodings = request.get_headers().get("content-encoding");
-    encodings
-        .iter()
-        .all(|encoding| encoding.eq_ignore_ascii_case(b"identity"))
+    /// Whether the body is sent as it is, and not compressed.
+    pub(crate) fn is_plain(&self) -> bool {
+        let encodings = self.values("content-encoding");
+        encodings
+            .iter()
+            .all(|encoding| encoding.eq_ignore_ascii_case(b"identity"))
+    }
 }
 
 /// A standard method; no route has any other.

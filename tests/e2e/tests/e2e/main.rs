@@ -21,8 +21,8 @@ mod disk;
 mod docs;
 mod faults;
 mod guarded;
-mod health;
 mod handover;
+mod health;
 #[cfg(target_os = "linux")]
 mod killed;
 mod limits;
