@@ -120,11 +120,12 @@ on_both_stores! {
         assert_eq!((turns, app.query("SELECT appid FROM chatts_runs").await?.len()), (3, 0));
 
         age(&app, 57).await?;
-        let (seconds, _) = refused(app.prompt("one", "too early").await?).await?;
+        let ask = async || app.client.prompt_with(&[KEY], &prompt("one", "again")).await;
+        let (seconds, _) = refused(ask().await?).await?;
         ensure!((1..=3).contains(&seconds), "{seconds}");
         tokio::time::sleep(Duration::from_secs(seconds)).await;
-        app.ask("one", "in time").await?;
-        let said = [("user", "Hi"), ("assistant", "ok"), ("user", "in time"), ("assistant", "ok")];
+        ask().await?.read().await?;
+        let said = [("user", "Hi"), ("assistant", "ok"), ("user", "again"), ("assistant", "ok")];
         assert_eq!(app.conversation("one").await?, messages(&said));
         Ok(())
     }
@@ -458,9 +459,17 @@ on_both_stores! {
         let app = TestApp::start(backend).await?;
         app.turn("another", "makes the tables", "ok").await?;
         let begin = async |n, limits| anyhow::Ok(app.query(&begin_statement(backend, n, limits)).await?.concat());
+        let live = match backend {
+            Backend::Sqlite => "SELECT 'live' FROM chatts_runs WHERE expires > unixepoch('subsec') * 1000000",
+            Backend::Postgres => "SELECT 'live' FROM chatts_runs WHERE expires > clock_timestamp()",
+        };
         for limits in [(1, 0), (1, 1), (0, 1)] {
             let outcome = begin(1, limits).await?;
             ensure!(outcome.contains("started"), "{limits:?}: {outcome}");
+            // Its lease, too, is what it would be without limits.
+            app.execute("UPDATE chatts_runs SET expires = started FROM chatts_turns").await?;
+            begin(1, limits).await?;
+            assert_eq!(app.query(live).await?, ["live"], "{limits:?}");
             let outcome = begin(2, limits).await?;
             ensure!(outcome.contains("limited"), "{limits:?}: {outcome}");
         }
