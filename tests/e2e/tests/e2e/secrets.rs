@@ -1,8 +1,11 @@
-//! The database's password is in nothing that is printed or sent.
+//! Neither the database's password nor Ollama's key is in anything that is printed or sent.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use llmchat_testkit::{Backend, Cluster, PASSWORD, TestApp};
-use ollama_stand_in::{Gate, Refused, Script};
+use ollama_stand_in::{Gate, Refused, Script, wire};
+
+/// Ollama's key, in which JSON may escape a character.
+const KEY: &str = "sk-0llama/Key+with=all~that.may:be";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_failure_shows_the_password() -> Result<()> {
@@ -53,7 +56,8 @@ async fn no_failure_shows_the_password() -> Result<()> {
         let answer = app.prompt("app", "Hi").await?;
         let head = format!("{answer:?}");
         let body = answer.error(500).await?;
-        for text in [&head, &body, &app.log()?] {
+        let ready = app.client.get("/readyz", &[]).await?.text().await?;
+        for text in [&head, &body, &ready, &app.log()?] {
             ensure!(!text.contains(PASSWORD), "{url}: {text}");
             ensure!(!text.contains(&url), "{url}: {text}");
         }
@@ -101,5 +105,63 @@ async fn no_failure_in_mid_stream_shows_the_password_or_the_statement() -> Resul
     for inner in ["INSERT", "SELECT", "chatts (", "127.0.0.1", &address] {
         ensure!(!body.contains(inner), "{body}");
     }
+    Ok(())
+}
+
+/// Ways to repeat a key in an error, of which none may reach anybody.
+fn echoes() -> Vec<Script> {
+    let refuse = |status, said: &str| Script::refuse(status, said);
+    let said = format!("the key {KEY} is not known");
+    let long = format!("{} {KEY}", "x".repeat(2040));
+    let page = format!("<h1>403</h1> {KEY} <p>{} {KEY}</p>", "y".repeat(150));
+    let nested = format!(r#"{{"error":{{"detail":[{{"authorization":"Bearer {KEY}"}}]}}}}"#);
+    let escaped = format!(
+        r#"{{"error":"{}"}}"#,
+        KEY.replace('/', r"\/").replace('k', r"\u006b")
+    );
+    vec![
+        refuse(401, &said),
+        refuse(500, &said),
+        refuse(403, &long),
+        Script::body(403, "text/html", page),
+        Script::body(401, KEY, "?"),
+        Script::body(400, "application/json", nested.clone()),
+        Script::body(400, "application/json", escaped.clone()),
+        Script::body(200, "text/plain", said.clone()),
+        // In mid-reply: as the last line, and before another one.
+        Script::new().token("a").line(wire::error(&said)),
+        Script::new().token("a").line(&escaped).token("b").done(),
+        Script::new().token("a").line(&nested).token("b").done(),
+        Script::new().token("a").line(wire::error(&long)),
+        // No chat responses: left out.
+        Script::new()
+            .token("a")
+            .line(&said)
+            .line(format!("{{\"key\":\"{KEY}\"}}"))
+            .done(),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_ollama_repeats_reaches_nobody() -> Result<()> {
+    let setup = TestApp::on(Backend::Sqlite).guarded_ollama("", KEY);
+    let app = setup.start().await?;
+    // The first few characters of a key tell nothing.
+    let part = KEY.get(..8).context("a short key")?;
+    for (n, script) in echoes().into_iter().enumerate() {
+        app.ollama.push(script);
+        let answer = app.prompt(&format!("app {n}"), "Hi").await?;
+        let turn = answer.turn()?;
+        let stream = answer.text().await?;
+        ensure!(stream.contains("event: error"), "{stream}");
+        let later = app.client.get(&turn, &[]).await?.text().await?;
+        for text in [&stream, &later] {
+            ensure!(!text.contains(part), "{n}: {text}");
+        }
+    }
+    ensure!(!app.log()?.contains(part), "{}", app.log()?);
+    let stored = "SELECT coalesce(error, '') || coalesce(final, '') FROM chatts_turns";
+    let stored = app.query(stored).await?.concat();
+    ensure!(!stored.contains(part), "{stored}");
     Ok(())
 }
