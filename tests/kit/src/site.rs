@@ -36,7 +36,10 @@ struct Shared {
 
 const HTML: &str = r#"<!doctype html><meta charset="utf-8"><title>A test</title>
 <script>
-const tell = (value) => fetch("/told", { method: "POST", body: JSON.stringify(value) });
+// One after the other, so that the test is told in order.
+let told = Promise.resolve();
+const tell = (value) =>
+  (told = told.then(() => fetch("/told", { method: "POST", body: JSON.stringify(value) })));
 addEventListener("error", ({ message }) => tell({ thrown: message }));
 addEventListener("unhandledrejection", ({ reason }) => tell({ thrown: String(reason) }));
 </script>
@@ -82,7 +85,15 @@ impl Site {
     }
 
     pub(crate) fn show(&self, script: &str, given: &Value) {
-        *lock(&self.shared.script) = format!("const given = {given};\n{script}");
+        // Chromium itself says no more than "Script error." of what a module throws late.
+        *lock(&self.shared.script) = format!(
+            "const given = {given};
+try {{
+{script}
+}} catch (error) {{
+tell({{ thrown: String(error) }});
+}}"
+        );
     }
 
     pub(crate) async fn told(&mut self) -> Result<Value> {

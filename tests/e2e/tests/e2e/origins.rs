@@ -78,7 +78,7 @@ async fn a_page_of_an_allowed_origin_does_all_and_reads_all() -> Result<()> {
     let app = TestApp::on(Backend::Sqlite)
         .variable("allowed_origins", listed(&origin))
         .variable("api_keys", "page:s3cret")
-        .variable("on_busy", "reject")
+        .variable("max_turns_per_minute", 1)
         .start()
         .await?;
     // Counts what the browser sends.
@@ -100,8 +100,8 @@ async fn a_page_of_an_allowed_origin_does_all_and_reads_all() -> Result<()> {
         first["text"].to_string().contains(r#"\"content\":\"a\""#),
         "{first}"
     );
-    let busy = json!({ "status": 409, "headers": ["retry-after"], "code": "busy" });
-    assert_eq!(first["busy"], busy);
+    let limited = json!({ "status": 429, "headers": ["retry-after"], "code": "rate_limited" });
+    assert_eq!(first["limited"], limited);
     gate.open();
     let rest = page.told().await?;
     assert!(rest.to_string().contains(r#"\"done\":true"#), "{rest}");
@@ -196,7 +196,9 @@ async fn a_link_of_another_page_leads_to_the_start_and_to_no_conversation() -> R
         let server = Site::start().await?;
         server.lead_to(app.address());
         let given = json!(server.origin("127.0.0.1") + path);
-        let _page = Browser::open(site, &origin, "location.href = given;", &given)?;
+        let script = r#"await tell("here"); location.href = given;"#;
+        let mut page = Browser::open(site, &origin, script, &given)?;
+        page.told().await?;
         let is_answered = async || Ok(!server.passed().is_empty());
         until("the end of a link", is_answered).await?;
         assert_eq!(server.passed().first().map(String::as_str), Some(answered));

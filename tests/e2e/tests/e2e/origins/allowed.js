@@ -34,12 +34,14 @@ const turn = response.headers.get("location");
 const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
 let text = "";
 while (!text.includes("\n\n")) text += (await reader.read()).value;
-const busy = await code(`${at}/llmchat/`, post("app"));
-await tell({ ...head(response), text, busy });
+const limited = await code(`${at}/llmchat/`, post("app"));
+await tell({ ...head(response), text, limited });
 for (let read = {}; !read.done; text += read.value ?? "") read = await reader.read();
 await tell(text);
 
 const id = /id: (.*)\n/.exec(text)[1];
+// Without a max-age, a browser remembers for 5 s what it may send.
+await new Promise((resolve) => setTimeout(resolve, 6_000));
 await tell({
   replay: await whole(`${at}/llmchat/`, post("app", { ...key, "last-event-id": id })),
   page: JSON.parse((await whole(`${at}/llmchat/app`, { headers: { authorization } })).text).messages.length,
