@@ -54,8 +54,6 @@ impl Browser {
             // Tests make their own.
             "--ignore-certificate-errors".to_owned(),
             "--no-first-run".to_owned(),
-            // It would ask the user first, and hide what llmchat answers.
-            "--disable-features=LocalNetworkAccessChecks".to_owned(),
             // Nothing leaves this machine.
             format!(
                 "--host-resolver-rules=MAP *.example {}, MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1",
