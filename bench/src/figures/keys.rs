@@ -1,4 +1,4 @@
-//! Keys: whether the time of a refusal tells one wrong key from another, and what keys cost a turn.
+//! Keys: whether the time of a refusal tells one wrong key from another, and what keys and limits cost a turn.
 //!
 //! All kinds of refusal come by turns over one kept connection, so that whatever slows the machine down slows all of
 //! them. One kind is there twice: how far its two series are apart is the noise.
@@ -103,7 +103,13 @@ async fn cost(bench: &Bench) -> Result<Vec<Figure>> {
     let reply = Reply::at_full_speed(1);
     bench.set_reply(reply).await?;
     let keys = with_keys();
-    let settings = [("20 keys", keys.as_str())];
+    let settings = [
+        ("20 keys", keys.as_str()),
+        (
+            "counted, and never at the limit",
+            "--variable=max_turns_per_minute=1000000",
+        ),
+    ];
     let mut figures = Vec::new();
     for (name, setting) in settings {
         let (mut times, mut cpus) = (Values::new(), Values::new());

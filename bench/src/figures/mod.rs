@@ -39,7 +39,7 @@ pub enum Part {
     Streams,
     /// Checkpoints, going on after a lost connection, stopping.
     Turns,
-    /// Whether refusals tell keys apart by their time; what keys cost a turn.
+    /// Whether refusals tell keys apart by their time; what keys and limits cost a turn.
     Keys,
     /// Statements of a turn, start of an instance, size of the component.
     Component,
