@@ -28,6 +28,7 @@ mod killed;
 mod limits;
 mod models;
 mod native;
+mod neighbours;
 mod older;
 mod ollama;
 mod origins;

@@ -241,7 +241,7 @@ fn steps(path: &Path, turn: &str) -> Result<BTreeMap<&'static str, i32>> {
         ("-", _) => Value::Null,
         ("TURN", _) => Value::Text(turn.to_owned()),
         ("MESSAGE", _) => Value::Text(message.clone()),
-        ("FOREIGN", _) => Value::Text("01990000-0000-7000-0000-00000000c372".to_owned()),
+        ("FOREIGN", _) => Value::Text("01990000-0000-7000-0000-00000000c373".to_owned()),
         ("PROMPT", _) => Value::Text(r#"[["user","Hello","new-4"]]"#.to_owned()),
         _ => Value::Text(word.to_owned()),
     };
