@@ -83,9 +83,4 @@ impl Browser {
         }
         Ok(told)
     }
-
-    /// The server of its page.
-    pub fn site(&self) -> &Site {
-        &self.site
-    }
 }

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use tempfile::TempDir;
@@ -15,7 +14,6 @@ use crate::until;
 #[derive(Debug)]
 pub struct Nginx {
     address: SocketAddr,
-    log: PathBuf,
     _nginx: Kept,
     _directory: TempDir,
 }
@@ -70,23 +68,17 @@ access_log requests;
         let kept = Kept::start(&nginx, &arguments.map(str::to_owned), path, &log)?;
         let proxy = Self {
             address,
-            log,
             _nginx: kept,
             _directory: directory,
         };
         let listens = async || Ok(TcpStream::connect(address).await.is_ok());
         let listens = until("nginx's start", listens).await;
-        listens.with_context(|| proxy.log().unwrap_or_default())?;
+        listens.with_context(|| fs::read_to_string(&log).unwrap_or_default())?;
         Ok(proxy)
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
-    }
-
-    /// What it says of its own faults and its upstream's.
-    pub fn log(&self) -> Result<String> {
-        Ok(fs::read_to_string(&self.log)?)
     }
 }

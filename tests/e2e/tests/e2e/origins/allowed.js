@@ -33,7 +33,7 @@ const response = await fetch(`${at}/llmchat/`, post("app", key));
 const turn = response.headers.get("location");
 const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
 let text = "";
-while (!text.includes("\n\n")) text += (await reader.read()).value;
+for (let read = {}; !read.done && !text.includes("\n\n"); text += read.value ?? "") read = await reader.read();
 const limited = await code(`${at}/llmchat/`, post("app"));
 await tell({ ...head(response), text, limited });
 for (let read = {}; !read.done; text += read.value ?? "") read = await reader.read();

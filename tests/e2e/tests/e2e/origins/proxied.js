@@ -7,7 +7,7 @@ const response = await fetch("/llmchat/", {
 if (response.ok) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
-  while (!text.includes("\n\n")) text += (await reader.read()).value;
+  for (let read = {}; !read.done && !text.includes("\n\n"); text += read.value ?? "") read = await reader.read();
   await tell("the first event");
   try {
     for (let read = {}; !read.done; text += read.value ?? "") read = await reader.read();
