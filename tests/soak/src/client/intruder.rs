@@ -54,7 +54,7 @@ pub(super) async fn intrude(
         };
         found.extend(foreign(&body, intruder));
         let is_as_expected = status == expected || FAILED.contains(&status);
-        let is_empty = status != 200 || !has_nothing || is_empty(&body)?;
+        let is_empty = status != 200 || !has_nothing || is_empty(&body);
         if !is_as_expected || !is_empty || body.contains(id) {
             let what = format!("{status} {body} to {method} {path} of owner {intruder}");
             found.push((Foreign, what));
@@ -78,11 +78,11 @@ pub(super) async fn intrude(
     Ok(found)
 }
 
-/// Whether a page is that of a conversation that nobody has begun.
-fn is_empty(page: &str) -> Result<bool> {
-    let page: Value = serde_json::from_str(page)?;
+/// Whether it is the page of a conversation that nobody has begun.
+fn is_empty(page: &str) -> bool {
+    let page: Value = serde_json::from_str(page).unwrap_or_default();
     let is = |name, value: Value| page.get(name) == Some(&value);
-    Ok(is("messages", Value::Array(Vec::new()))
+    is("messages", Value::Array(Vec::new()))
         && is("running", Value::Null)
-        && is("more", Value::Bool(false)))
+        && is("more", Value::Bool(false))
 }
