@@ -56,13 +56,17 @@ impl<'a> RequestHead<'a> {
             let host = self.values("host").into_iter().next()?;
             String::from_utf8(host).ok()
         });
-        let is_get = self.method == Some(Method::GET) && self.path == "/";
+        // Not into a frame of theirs, where they could lay something over it.
+        let is_link = self.method == Some(Method::GET)
+            && self.path.split('?').next() == Some("/")
+            && self.values("sec-fetch-mode") == [b"navigate"]
+            && self.values("sec-fetch-dest") == [b"document"];
         origin::Provenance {
             origins: &origins,
             sites: &sites,
             authority: authority.as_deref(),
             has_cookie: self.headers.has("cookie"),
-            is_link: is_get && self.values("sec-fetch-mode") == [b"navigate"],
+            is_link,
         }
         .sender(allowed)
     }

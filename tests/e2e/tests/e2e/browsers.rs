@@ -248,20 +248,26 @@ async fn a_setting_that_names_no_origins_is_told_by_the_entrys_number() -> Resul
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_a_link_to_the_start_may_come_from_anywhere() -> Result<()> {
     let app = TestApp::start(Backend::Sqlite).await?;
-    for (method, path, mode, status) in [
-        ("GET", "/", "navigate", 404),
-        ("GET", "/", "no-cors", 403),
-        ("GET", "/?x", "cors", 403),
-        ("POST", "/", "navigate", 403),
-        ("GET", "/llmchat/app", "navigate", 403),
-        ("GET", "/llmchat/", "navigate", 403),
-        ("GET", "//", "navigate", 403),
-        ("POST", "/llmchat/", "navigate", 403),
+    for (method, path, mode, dest, status) in [
+        ("GET", "/", "navigate", "document", 404),
+        ("GET", "/?from=mail", "navigate", "document", 404),
+        ("GET", "/", "navigate", "iframe", 403),
+        ("GET", "/", "no-cors", "image", 403),
+        ("GET", "/?x", "cors", "empty", 403),
+        ("POST", "/", "navigate", "document", 403),
+        ("GET", "/llmchat/app", "navigate", "document", 403),
+        ("GET", "/llmchat/", "navigate", "document", 403),
+        ("GET", "//", "navigate", "document", 403),
+        ("POST", "/llmchat/", "navigate", "document", 403),
     ] {
         for site in ["cross-site", "same-site"] {
-            let headers = [("sec-fetch-site", site), ("sec-fetch-mode", mode)];
+            let headers = [
+                ("sec-fetch-site", site),
+                ("sec-fetch-mode", mode),
+                ("sec-fetch-dest", dest),
+            ];
             let answer = app.client.request_with(method, path, &headers, "").await?;
-            assert_eq!(answer.status(), status, "{method} {path} {mode}");
+            assert_eq!(answer.status(), status, "{method} {path} {mode} {dest}");
         }
     }
     Ok(())
