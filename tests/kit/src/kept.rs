@@ -41,7 +41,9 @@ impl Kept {
             .args(["-c", KEEPER, "keeper"])
             .arg(program)
             .args(arguments)
+            // What it keeps goes when the test does.
             .env("HOME", home)
+            .env("TMPDIR", home)
             .process_group(0)
             .stdin(Stdio::piped())
             .stdout(log.try_clone()?)
