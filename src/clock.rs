@@ -11,6 +11,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crate::spin::wasip3::clocks::monotonic_clock;
 use crate::spin::wit_bindgen::yield_async;
 
+/// The least that a clock ticks by.
+pub(crate) const SHORTEST_TICK: Duration = Duration::from_millis(5);
+
 /// A duration in nanoseconds, as the component model counts it.
 // Inlined in each place that computes a deadline, it makes the component larger (measured).
 #[inline(never)]

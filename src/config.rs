@@ -12,6 +12,7 @@ use strum::{EnumString, VariantNames};
 use thiserror::Error;
 
 use crate::access::{self, Access};
+use crate::clock::SHORTEST_TICK;
 use crate::http::AllowedOrigins;
 use crate::reply::Whitespace;
 use crate::request::Limits;
@@ -92,7 +93,7 @@ impl Timeouts {
         .into_iter()
         .min()
         .unwrap_or_default();
-        (shortest / 4).clamp(SHORTEST / 2, Duration::from_secs(5))
+        (shortest / 4).clamp(SHORTEST_TICK, Duration::from_secs(5))
     }
 }
 
@@ -156,6 +157,18 @@ where
     G: AsyncFn(&'static str) -> Result<String, String>,
 {
     let on_busy = source.get("on_busy", choice::<OnBusy>).await?;
+    let allowed_origins = source.get("allowed_origins", AllowedOrigins::read).await?;
+    let access = Access {
+        keys: source.get("api_keys", access::keys).await?,
+        owner_header: source.get("owner_header", access::owner_header).await?,
+    };
+    if allowed_origins == AllowedOrigins::Any && access.owner_header.is_some() {
+        return Err(InvalidVariable {
+            name: "allowed_origins",
+            must_be: "must name the origins where `owner_header` is set: any page could use its visitors' logins at the gateway".into(),
+            host: String::new(),
+        });
+    }
     Ok(Config {
         database_url: source.get("database_url", database_url).await?,
         ollama_url: source.get("ollama_url", OllamaUrl::parse).await?,
@@ -187,11 +200,8 @@ where
             turn_lease: source.get("turn_lease", duration).await?,
             turn: source.get("turn_timeout", duration).await?,
         },
-        allowed_origins: source.get("allowed_origins", AllowedOrigins::read).await?,
-        access: Access {
-            keys: source.get("api_keys", access::keys).await?,
-            owner_header: source.get("owner_header", access::owner_header).await?,
-        },
+        allowed_origins,
+        access,
     })
 }
 
@@ -422,6 +432,18 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn every_page_may_only_where_no_gateway_knows_its_visitor() {
+        let mut variables = defaults();
+        variables.insert("owner_header".to_owned(), "x-user".to_owned());
+        assert!(read_from(&variables).0.is_ok());
+        variables.insert("allowed_origins".to_owned(), "*".to_owned());
+        let invalid = read_from(&variables).0.err().unwrap().to_string();
+        assert!(invalid.contains("`allowed_origins` must name"), "{invalid}");
+        variables.insert("owner_header".to_owned(), String::new());
+        assert!(read_from(&variables).0.is_ok());
+    }
+
+    #[test]
     fn a_choice_names_what_can_be_chosen() {
         let mut variables = defaults();
         for (name, value, must_be) in [
@@ -465,6 +487,6 @@ pub(crate) mod tests {
             database: Duration::from_millis(10),
             ..timeouts
         };
-        assert_eq!(short.tick(), SHORTEST / 2);
+        assert_eq!(short.tick(), SHORTEST_TICK);
     }
 }

@@ -132,8 +132,8 @@ fn may_send(sender: &Sender) -> Result<(), Rejection> {
         Sender::Refused => {
             "A browser sent this for a page of another origin, which is not served: the server's operator can name that origin in `allowed_origins`. If the page is this server's own, a proxy in between changes `Host`: let it pass the one that the browser sent."
         }
-        Sender::WithCookies => {
-            "A browser sent this with cookies for a page of another origin, and `allowed_origins` is `*`: leave them out (`credentials: \"omit\"`), or let the operator name the origin."
+        Sender::WithCredentials => {
+            "A browser sent this with cookies or a login for a page of another origin, and `allowed_origins` is `*`: leave them out (`credentials: \"omit\"`), or let the operator name the origin."
         }
     };
     Err(Rejection::new(RefusalCode::OriginRefused, error))

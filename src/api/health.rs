@@ -12,7 +12,7 @@ use http::{Method, StatusCode};
 use serde::Serialize;
 
 use super::Api;
-use crate::clock::{self, Clock as _, Monotonic, Ticker, nanoseconds};
+use crate::clock::{self, Clock as _, Monotonic, SHORTEST_TICK, Ticker, nanoseconds};
 use crate::config::Config;
 use crate::http::{self as client, Answer, RequestHead};
 use crate::log;
@@ -21,7 +21,6 @@ use crate::store::{Database, Kind, StoreError};
 
 /// How long the database and Ollama are waited for, at the same time.
 const LIMIT: Duration = Duration::from_secs(3);
-const SHORTEST_TICK: Duration = Duration::from_millis(5);
 /// Bytes of Ollama's answer.
 const VERSION_MAX: usize = 64 * 1024;
 /// How long an answer holds, for all who ask this instance: who asks often asks neither of the two more often.
@@ -51,7 +50,9 @@ pub(crate) fn is_asked(head: &RequestHead<'_>) -> bool {
 
 /// `GET /healthz`: whoever reads this was answered.
 pub(crate) fn alive() -> Answer {
-    client::json(StatusCode::OK, br#"{"status":"ok"}"#.to_vec())
+    let answer = client::json(StatusCode::OK, br#"{"status":"ok"}"#.to_vec());
+    // Any page may know it, and the settings have not been read.
+    answer.with("access-control-allow-origin", "*")
 }
 
 impl Api {

@@ -65,7 +65,7 @@ impl<'a> RequestHead<'a> {
             origins: &origins,
             sites: &sites,
             authority: authority.as_deref(),
-            has_cookie: self.headers.has("cookie"),
+            has_credentials: self.headers.has("cookie") || has_login(&self.values("authorization")),
             is_link,
         }
         .sender(allowed)
@@ -85,6 +85,15 @@ impl<'a> RequestHead<'a> {
             .iter()
             .all(|encoding| encoding.eq_ignore_ascii_case(b"identity"))
     }
+}
+
+/// Whether there is a credential that browsers add by themselves; a key is the page's own.
+fn has_login(authorization: &[Vec<u8>]) -> bool {
+    let is_key = |value: &Vec<u8>| {
+        let scheme = value.get(..b"bearer ".len());
+        scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"bearer "))
+    };
+    !authorization.iter().all(is_key)
 }
 
 /// A standard method; no route has any other.

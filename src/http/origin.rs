@@ -6,6 +6,8 @@
 //! sends `Origin` or `Sec-Fetch-Site` where a page of another origin could change or read something; curl and
 //! apps send neither.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use http::uri::{Authority, Scheme};
 
 /// The pages of other origins that are answered.
@@ -26,8 +28,8 @@ pub(crate) struct Provenance<'a> {
     pub(crate) sites: &'a [Vec<u8>],
     /// What the request was sent to: `Host`, or `:authority`.
     pub(crate) authority: Option<&'a str>,
-    /// Whether it has a `Cookie`.
-    pub(crate) has_cookie: bool,
+    /// Whether the browser added what tells who its user is: a cookie, or the login of an authentication of its own.
+    pub(crate) has_credentials: bool,
     /// Whether it opens a page that shows no conversation, as a link does.
     pub(crate) is_link: bool,
 }
@@ -41,8 +43,8 @@ pub(crate) enum Sender {
     Allowed(String),
     /// A page that may not.
     Refused,
-    /// A page that may, if its browser leaves cookies out.
-    WithCookies,
+    /// A page that may, if its browser leaves credentials out.
+    WithCredentials,
 }
 
 impl Provenance<'_> {
@@ -71,7 +73,7 @@ impl Provenance<'_> {
             return Sender::Refused;
         };
         match allowed {
-            AllowedOrigins::Any if self.has_cookie => Sender::WithCookies,
+            AllowedOrigins::Any if self.has_credentials => Sender::WithCredentials,
             AllowedOrigins::Any => Sender::Allowed(origin.to_owned()),
             AllowedOrigins::Listed(listed) => {
                 match listed.iter().any(|one| one.eq_ignore_ascii_case(origin)) {
@@ -127,10 +129,24 @@ fn origin(entry: &str) -> Result<String, &'static str> {
         return Err("has no host, or something that is none");
     };
     let (host, port) = parts(&parsed).ok_or("has a port that is none")?;
+    if !is_canonical(host) {
+        return Err("has an address that browsers write otherwise");
+    }
     Ok(match (scheme, port) {
         (_, None) | ("http", Some(80)) | ("https", Some(443)) => format!("{scheme}://{host}"),
         (_, Some(port)) => format!("{scheme}://{host}:{port}"),
     })
+}
+
+/// Whether a host is no address, or one as browsers write it (URL standard, 3.5).
+fn is_canonical(host: &str) -> bool {
+    if let Some(address) = host.strip_prefix('[').and_then(|it| it.strip_suffix(']')) {
+        let parsed = address.parse::<Ipv6Addr>();
+        return parsed.is_ok_and(|parsed| parsed.to_string() == address);
+    }
+    let last = host.rsplit('.').next().unwrap_or_default();
+    let is_number = last.starts_with(|c: char| c.is_ascii_digit());
+    !is_number || host.parse::<Ipv4Addr>().is_ok()
 }
 
 /// Whether an `Origin` has this host and port. Its scheme only gives the default port: behind a proxy that
@@ -257,12 +273,12 @@ mod tests {
         assert!(!is_own(&[], &["none", "none"], Some("localhost")));
     }
 
-    fn sender(allowed: &str, origin: &str, has_cookie: bool) -> Sender {
+    fn sender(allowed: &str, origin: &str, has_credentials: bool) -> Sender {
         Provenance {
             origins: &[origin.as_bytes().to_vec()],
             sites: &[b"cross-site".to_vec()],
             authority: Some("localhost:3000"),
-            has_cookie,
+            has_credentials,
             ..Provenance::default()
         }
         .sender(&AllowedOrigins::read(allowed).unwrap())
@@ -278,8 +294,8 @@ mod tests {
             "https://b.example",
             "http://[::1]",
         ] {
-            for has_cookie in [true, false] {
-                let sender = sender(allowed, origin, has_cookie);
+            for has_credentials in [true, false] {
+                let sender = sender(allowed, origin, has_credentials);
                 assert_eq!(sender, Sender::Allowed(origin.to_owned()));
             }
         }
@@ -302,7 +318,7 @@ mod tests {
         for origin in ["https://app.example", "null"] {
             let allowed = Sender::Allowed(origin.to_owned());
             assert_eq!(sender("*", origin, false), allowed);
-            assert_eq!(sender("*", origin, true), Sender::WithCookies);
+            assert_eq!(sender("*", origin, true), Sender::WithCredentials);
         }
     }
 
@@ -341,6 +357,11 @@ mod tests {
             ("https://a.example:port", "entry 1 has a port"),
             ("https://a.example:99999", "entry 1 has a port"),
             ("https://bücher.example", "entry 1 must be written in ASCII"),
+            ("http://[0:0:0:0:0:0:0:1]", "entry 1 has an address"),
+            ("http://[::0001]:80", "entry 1 has an address"),
+            ("http://127.1", "entry 1 has an address"),
+            ("http://0x7f.1", "entry 1 has an address"),
+            ("http://127.0.0.01", "entry 1 has an address"),
         ] {
             let error = AllowedOrigins::read(setting).unwrap_err();
             assert!(error.contains(why), "{setting}: {error}");

@@ -7,11 +7,10 @@ use serde::de::IgnoredAny;
 
 use super::call::{self, Answer as _, Piece};
 use super::refusal::{self, Head};
-use crate::clock::Ticker;
+use crate::clock::{SHORTEST_TICK, Ticker};
 use crate::config::Config;
 use crate::error::{Code, RelayError};
 
-const SHORTEST_TICK: Duration = Duration::from_millis(5);
 /// Bytes read at once.
 const PIECE: usize = 16 * 1024;
 /// Bytes read of what is no such object.

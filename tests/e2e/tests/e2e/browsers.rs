@@ -201,13 +201,23 @@ async fn all_origins_may_send_what_has_no_cookies() -> Result<()> {
             assert_eq!(answer.header("access-control-allow-credentials"), None);
             assert_eq!(answer.header("vary"), Some("origin"));
         }
-        let cookie = [("origin", origin), ("cookie", "session=mine")];
-        let (code, error) = posted(&app, &cookie).await?.refused(403).await?;
-        assert_eq!(code, "origin_refused", "{origin}");
-        assert!(
-            error.contains("credentials") && error.contains("allowed_origins"),
-            "{error}"
-        );
+        // What a browser adds by itself; a key is the page's own.
+        for credential in [
+            ("cookie", "session=mine"),
+            ("authorization", "Basic YW5uOm1pbmU="),
+            ("authorization", "Negotiate YW5u"),
+        ] {
+            let answer = posted(&app, &[("origin", origin), credential]).await?;
+            let (code, error) = answer.refused(403).await?;
+            assert_eq!(code, "origin_refused", "{origin}");
+            assert!(
+                error.contains("credentials") && error.contains("allowed_origins"),
+                "{error}"
+            );
+        }
+        let key = [("origin", origin), ("authorization", "bearer mine")];
+        let page = app.client.get("/llmchat/app", &key).await?;
+        assert_eq!(page.status(), 200, "{origin}");
     }
     // Without an origin it is not known whose page it is.
     let answer = posted(&app, &[("sec-fetch-site", "cross-site")]).await?;
