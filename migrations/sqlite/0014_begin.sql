@@ -2,12 +2,12 @@
 -- one of the conversation. Ends those whose lease has run out.
 --   is_counted  whether the operator limits how many an owner begins in a minute
 --   limited     what keeps the owner from beginning another one, as begin.sql says; null: nothing
-CREATE VIEW IF NOT EXISTS chatts_attempt_1 AS
+CREATE VIEW IF NOT EXISTS chatts_attempt_2 AS
 SELECT NULL AS owner, NULL AS appid, NULL AS turn_id, NULL AS attempt, NULL AS model, NULL AS stream, NULL AS request,
     NULL AS sent_bytes, NULL AS lease, NULL AS exclusive, NULL AS collapses, NULL AS is_counted, NULL AS limited
 WHERE false;
 -- next
-CREATE TRIGGER IF NOT EXISTS chatts_attempt_1_insert INSTEAD OF INSERT ON chatts_attempt_1
+CREATE TRIGGER IF NOT EXISTS chatts_attempt_2_insert INSTEAD OF INSERT ON chatts_attempt_2
 WHEN NOT EXISTS (
     SELECT 1 FROM chatts_runs
     WHERE owner = NEW.owner AND appid = NEW.appid AND attempt <> NEW.attempt
@@ -30,7 +30,7 @@ BEGIN
     DELETE FROM chatts_attempts
     WHERE NEW.is_counted AND owner = NEW.owner AND number < (
         SELECT number FROM chatts_attempts
-        WHERE owner = NEW.owner AND at > CAST(unixepoch('subsec') * 1000000 AS integer) - 60000000
+        WHERE owner = NEW.owner AND abs(at - CAST(unixepoch('subsec') * 1000000 AS integer)) < 60000000
         ORDER BY number LIMIT 1
     );
     INSERT INTO chatts_settle_1 (owner, appid, turn_id)
@@ -55,12 +55,12 @@ BEGIN
 END;
 -- next
 -- Begins a turn, or a new attempt of the turn that its key is known from; src/store/sqlite/begin.sql calls it.
-CREATE VIEW IF NOT EXISTS chatts_begin_1 AS
+CREATE VIEW IF NOT EXISTS chatts_begin_2 AS
 SELECT NULL AS owner, NULL AS appid, NULL AS turn_id, NULL AS attempt, NULL AS reply_id, NULL AS key, NULL AS body_hash,
     NULL AS model, NULL AS stream, NULL AS request, NULL AS prompt, NULL AS sent_bytes, NULL AS lease, NULL AS exclusive,
     NULL AS collapses, NULL AS is_counted, NULL AS limited WHERE false;
 -- next
-CREATE TRIGGER IF NOT EXISTS chatts_begin_1_insert INSTEAD OF INSERT ON chatts_begin_1 BEGIN
+CREATE TRIGGER IF NOT EXISTS chatts_begin_2_insert INSTEAD OF INSERT ON chatts_begin_2 BEGIN
     DELETE FROM chatts_turns
     WHERE owner = NEW.owner AND appid = NEW.appid AND state = 'deleted'
         AND expires <= CAST(unixepoch('subsec') * 1000000 AS integer) AND (started IS NULL OR key IS NOT NULL);
@@ -93,7 +93,7 @@ CREATE TRIGGER IF NOT EXISTS chatts_begin_1_insert INSTEAD OF INSERT ON chatts_b
     INSERT INTO chatts_stop_1 (owner, appid, turn_id)
     SELECT owner, appid, turn_id FROM chatts_standing_1
     WHERE owner = NEW.owner AND appid = NEW.appid AND key = NEW.key AND stop AND NOT is_running AND run <> NEW.attempt;
-    INSERT INTO chatts_attempt_1
+    INSERT INTO chatts_attempt_2
         (owner, appid, turn_id, attempt, sent_bytes, lease, exclusive, collapses, is_counted, limited)
     SELECT owner, appid, turn_id, NEW.attempt, NEW.sent_bytes, NEW.lease, NEW.exclusive, NEW.collapses, NEW.is_counted,
         NEW.limited

@@ -21,15 +21,15 @@ BEGIN
 END;
 -- next
 -- Begins a new attempt of a turn, however it stands; src/store/sqlite/again.sql calls it.
-CREATE VIEW IF NOT EXISTS chatts_again_1 AS
+CREATE VIEW IF NOT EXISTS chatts_again_2 AS
 SELECT NULL AS owner, NULL AS appid, NULL AS turn_id, NULL AS attempt, NULL AS reply_id, NULL AS model, NULL AS stream,
     NULL AS request, NULL AS sent_bytes, NULL AS lease, NULL AS exclusive, NULL AS collapses, NULL AS is_counted,
     NULL AS limited WHERE false;
 -- next
-CREATE TRIGGER IF NOT EXISTS chatts_again_1_insert INSTEAD OF INSERT ON chatts_again_1 BEGIN
+CREATE TRIGGER IF NOT EXISTS chatts_again_2_insert INSTEAD OF INSERT ON chatts_again_2 BEGIN
     INSERT INTO chatts_adopt_1 (owner, appid, turn_id, reply_id)
     VALUES (NEW.owner, NEW.appid, NEW.turn_id, NEW.reply_id);
-    INSERT INTO chatts_attempt_1
+    INSERT INTO chatts_attempt_2
         (owner, appid, turn_id, attempt, model, stream, request, sent_bytes, lease, exclusive, collapses, is_counted,
             limited)
     SELECT owner, appid, turn_id, NEW.attempt, NEW.model, NEW.stream, NEW.request, NEW.sent_bytes, NEW.lease,

@@ -13,7 +13,7 @@
 --   busy      another exclusive attempt runs
 --   no_model  none is known, and none was given
 --   unknown   there is no such turn
-INSERT INTO chatts_again_1
+INSERT INTO chatts_again_2
     (owner, appid, turn_id, attempt, reply_id, model, stream, request, sent_bytes, lease, exclusive, collapses, is_counted,
         limited)
 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13 > 0, coalesce((

@@ -15,7 +15,7 @@
 --   limited  the owner is at a limit; nothing was stored. `limited`: seconds until an attempt may begin, or 0: as soon
 --            as another one has ended
 --   busy     another exclusive attempt runs; nothing was stored
-INSERT INTO chatts_begin_1
+INSERT INTO chatts_begin_2
     (owner, appid, turn_id, attempt, reply_id, key, body_hash, model, stream, request, prompt, sent_bytes, lease, exclusive,
         collapses, is_counted, limited)
 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16 > 0, coalesce((

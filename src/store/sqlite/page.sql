@@ -33,7 +33,9 @@ WITH orphans AS (
         UNION ALL
         SELECT at, turn, line
         FROM (
-            SELECT 1 WHERE ?4 IS NOT NULL AND NOT EXISTS (SELECT 1 FROM chatts WHERE id = ?4 AND turn_id IS NOT NULL)
+            SELECT 1 WHERE ?4 IS NOT NULL AND NOT EXISTS (
+                SELECT 1 FROM chatts WHERE id = ?4 AND turn_id IS NOT NULL AND owner = ?1 AND appid = ?2
+            )
         ) CROSS JOIN chatts_lines_1
         WHERE owner = ?1 AND appid = ?2 AND turn = '' AND id = ?4
         ORDER BY at, turn, line LIMIT 1
