@@ -171,7 +171,7 @@ BEGIN
     $function$;
 
     -- Whether a limit keeps an owner from beginning an attempt: seconds until one may begin, 0 for as soon as another one
-    -- has ended, or NULL. The caller has been through `llmchat_queue_1`.
+    -- has ended, or NULL. That none keeps it is certain only for a caller who has been through `llmchat_queue_1`.
     --   per_minute, max_running  attempts that may begin in a minute, and that may run; 0: any number
     CREATE OR REPLACE FUNCTION llmchat_limit_1(of_owner text, per_minute bigint, max_running bigint)
     RETURNS bigint LANGUAGE plpgsql AS $function$
@@ -209,7 +209,8 @@ BEGIN
         END IF;
         SELECT number, oldest INTO newest FROM chatts_attempts WHERE owner = of_owner ORDER BY number DESC LIMIT 1;
         SELECT number INTO kept FROM chatts_attempts
-        WHERE owner = of_owner AND number >= newest.oldest AND at > clock_timestamp() - interval '1 minute'
+        WHERE owner = of_owner AND number >= newest.oldest
+            AND at > clock_timestamp() - interval '1 minute' AND at < clock_timestamp() + interval '1 minute'
         ORDER BY number LIMIT 1;
         kept := coalesce(kept, newest.number + 1, 1);
         INSERT INTO chatts_attempts (owner, number, at, oldest)
@@ -369,6 +370,16 @@ BEGIN
     BEGIN
         PERFORM set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true);
         IF is_limited THEN
+            -- Whoever is at a limit need not queue to be told so.
+            retry_after := llmchat_limit_1(of_owner, per_minute, max_running);
+            IF retry_after IS NOT NULL AND NOT EXISTS (
+                SELECT FROM chatts_turns
+                WHERE owner = of_owner AND appid = of_appid AND (turn_id = new_turn OR key = of_key)
+            ) THEN
+                turn := new_turn;
+                outcome := 'limited';
+                RETURN;
+            END IF;
             PERFORM llmchat_queue_1(of_owner);
         END IF;
         -- One look for what most conversations have none of.
