@@ -68,7 +68,7 @@ impl StoreError {
     pub(crate) fn for_client(&self) -> &str {
         match self.kind {
             Kind::NotAllowed => {
-                "The database's role may not create, change or use the tables and functions: with one that may, apply the files in `migrations/postgres/`, in order, and run, with the name of the first: GRANT SELECT, INSERT, UPDATE, DELETE ON chatts, chatts_turns, chatts_runs, chatts_parts TO …;"
+                "The database's role may not create, change or use the tables and functions: with one that may, apply the files in `migrations/postgres/`, in order, and run, with the name of the first: GRANT SELECT, INSERT, UPDATE, DELETE ON chatts, chatts_turns, chatts_runs, chatts_parts, chatts_attempts TO …;"
             }
             Kind::Unusable => &self.why,
             Kind::Tls => {
@@ -83,6 +83,25 @@ impl StoreError {
             Kind::Schema | Kind::Refused | Kind::Failed => {
                 "The database failed: the server's log says why."
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_role_is_to_be_granted_every_table() {
+        let readme = include_str!("../../README.md").replace('\n', " ");
+        let error = StoreError::new(Kind::NotAllowed, "");
+        let turns = include_str!("../../migrations/postgres/0004_turns.sql");
+        let created = turns.split("CREATE TABLE IF NOT EXISTS ").skip(1);
+        let created = created.filter_map(|it| it.split_whitespace().next());
+        let tables = ["chatts"].into_iter().chain(created).collect::<Vec<_>>();
+        let grant = format!("DELETE ON {} TO …", tables.join(", "));
+        for text in [error.for_client(), &readme] {
+            assert!(text.contains(&grant), "{grant}");
         }
     }
 }
