@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 /// The most characters of one: most servers refuse headers of more.
 const MAX: usize = 8192;
+/// The fewest characters of one that is looked for in texts.
+const HIDDEN_MIN: usize = 8;
 /// A part of a credential at which a text was cut off is left out from so many characters on.
 const PART_MIN: usize = 4;
 
@@ -34,8 +36,12 @@ impl Secret {
         &self.value
     }
 
-    /// Puts the variable's name wherever somebody else's words have its value.
+    /// Puts the variable's name wherever somebody else's words have its value. One that is as short as a word is none that
+    /// anybody would have to guess, and is left.
     pub fn hide(&self, text: &mut String) {
+        if self.value.len() < HIDDEN_MIN {
+            return;
+        }
         if text.contains(&*self.value) {
             *text = text.replace(&*self.value, &format!("[{}]", self.name));
         }
@@ -100,16 +106,16 @@ mod tests {
     fn a_text_has_the_name_instead_of_the_value() {
         for (text, hidden) in [
             ("nothing here", "nothing here"),
-            ("bad key s3cret!", "bad key [the_key]!"),
-            ("s3crets3cret", "[the_key][the_key]"),
+            ("bad key s3cr3t-k!", "bad key [the_key]!"),
+            ("s3cr3t-ks3cr3t-k", "[the_key][the_key]"),
             // Where a text was cut.
-            ("bad key s3cre…", "bad key …"),
-            ("s3cr… (s3cre…)", "… (…)"),
+            ("bad key s3cr3t…", "bad key …"),
+            ("s3cr… (s3cr3t…)", "… (…)"),
             ("s3c…", "s3c…"),
-            ("wait… s3cret…", "wait… [the_key]…"),
+            ("wait… s3cr3t-k…", "wait… [the_key]…"),
         ] {
             let mut text = text.to_owned();
-            secret("s3cret").unwrap().hide(&mut text);
+            secret("s3cr3t-k").unwrap().hide(&mut text);
             assert_eq!(text, hidden);
         }
     }

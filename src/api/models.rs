@@ -18,12 +18,7 @@ impl Api {
     pub(crate) async fn models(&self) -> Result<Answer, Rejection> {
         let config = &self.config;
         let list = object::get(config, "/api/tags", MAX, LIMIT).await;
-        let mut list = list.map_err(|failure| rejection(&failure.into_error(config)))?;
-        if let (Some(key), Ok(text)) = (&config.ollama_api_key, std::str::from_utf8(&list)) {
-            let mut text = text.to_owned();
-            key.hide(&mut text);
-            list = text.into_bytes();
-        }
+        let list = list.map_err(|failure| rejection(&failure.into_error(config)))?;
         Ok(client::json(StatusCode::OK, list))
     }
 }

@@ -53,7 +53,7 @@ impl Head {
 /// whoever refused it may repeat.
 pub(crate) fn refused(head: &Head, body: &[u8], key: Option<&Secret>) -> RelayError {
     let status = head.status.as_u16();
-    let told = match (head.encoding(), reason(body)) {
+    let mut told = match (head.encoding(), reason(body)) {
         (Some(encoding), _) => format!(
             "what stands before Ollama compressed its answer ({}), though none was asked for: turn that off there",
             shortened(encoding, WORDS_MAX)
@@ -65,7 +65,10 @@ pub(crate) fn refused(head: &Head, body: &[u8], key: Option<&Secret>) -> RelayEr
         }
         (None, None) => "it gave no reason".to_owned(),
     };
-    let mut text = match head.status {
+    if let Some(key) = key {
+        key.hide(&mut told);
+    }
+    let text = match head.status {
         StatusCode::OK => {
             format!(
                 "What answers at `ollama_url` sent nothing of Ollama's, with status 200: {told}"
@@ -73,9 +76,6 @@ pub(crate) fn refused(head: &Head, body: &[u8], key: Option<&Secret>) -> RelayEr
         }
         _ => format!("Ollama refused the request with status {status}: {told}"),
     };
-    if let Some(key) = key {
-        key.hide(&mut text);
-    }
     RelayError::new(Code::OllamaRefused, text + advice(head.status))
 }
 
