@@ -26,6 +26,9 @@ enum Body {
     Stream(StreamReader<u8>, FutureReader<Trailers>),
 }
 
+/// No browser takes what people and models write for a page or a script.
+const NO_SNIFFING: (&str, Cow<'static, str>) = ("x-content-type-options", Cow::Borrowed("nosniff"));
+
 type Trailers = Result<Option<Fields>, ErrorCode>;
 
 impl Answer {
@@ -87,6 +90,7 @@ fn whole(status: StatusCode, json: Vec<u8>, unread: Option<RequestBody>) -> Answ
         status,
         headers: vec![
             ("content-type", "application/json".into()),
+            NO_SNIFFING,
             ("content-length", length.into()),
             ("cache-control", "no-store".into()),
         ],
@@ -111,6 +115,7 @@ pub(crate) fn event_stream() -> (Answer, EventStream) {
         status: StatusCode::OK,
         headers: vec![
             ("content-type", "text/event-stream; charset=utf-8".into()),
+            NO_SNIFFING,
             ("cache-control", "no-cache, no-transform".into()),
             ("x-accel-buffering", "no".into()),
         ],
