@@ -228,12 +228,16 @@ async fn the_documents_client_goes_on_after_a_lost_connection() -> Result<()> {
     let app = TestApp::on(Backend::Sqlite)
         .variable("allowed_origins", &origin)
         .variable("api_keys", "page:s3cret")
+        .variable("checkpoint_interval", "50ms")
         .start()
         .await?;
     let wire = Wire::to(app.address()).await?;
-    let gate = Gate::new();
-    let script = Script::new().tokens(["It", " is"]).gate(&gate);
-    app.ollama.push(script.tokens([" so", "."]).done());
+    // More than the client bears without a word in between.
+    let gates: Vec<_> = ('a'..='h').map(|word| (word, Gate::new())).collect();
+    let script = gates.iter().fold(Script::new(), |script, (word, gate)| {
+        script.token(&word.to_string()).gate(gate)
+    });
+    app.ollama.push(script.token(".").done());
 
     let client = blocks("docs/api.md", "js", "async function")?;
     let script = r#"
@@ -245,14 +249,18 @@ async fn the_documents_client_goes_on_after_a_lost_connection() -> Result<()> {
     let given =
         json!({ "at": format!("http://{}", wire.address()), "prompt": prompt("app", "Hi") });
     let mut page = Browser::open(site, &origin, &format!("{client}{script}"), &given)?;
-    while page.told().await? != "It is" {}
-    wire.cut();
-    gate.open();
+    let mut reply = String::new();
+    for (word, gate) in &gates {
+        reply.push(*word);
+        while page.told().await? != *reply {}
+        wire.cut();
+        gate.open();
+    }
     let mut told = page.told().await?;
     while told.is_string() {
         told = page.told().await?;
     }
-    assert_eq!(told, json!({ "reply": "It is so." }));
+    assert_eq!(told, json!({ "reply": "abcdefgh." }));
     let refused = page.told().await?;
     assert_eq!(
         (&refused["code"], &refused["status"]),
