@@ -12,6 +12,7 @@ use subtle::ConstantTimeEq as _;
 use thiserror::Error;
 
 use crate::conversation::Owner;
+use crate::http::bearer;
 
 /// The settings that tell who a request is from. Has no `Debug`: what it is made from is secret.
 #[derive(Default)]
@@ -63,7 +64,10 @@ impl Access {
 /// The owner whose key it is. Compares with every key, and with each in constant time, and does so whatever was sent, so
 /// that the time that it takes tells nothing of the keys.
 fn of_key(keys: &[Key], authorization: &[Vec<u8>]) -> Option<Owner> {
-    let token = bearer(authorization);
+    let token = match authorization {
+        [authorization] => bearer(authorization),
+        _ => None,
+    };
     let hash = hash(token.unwrap_or_default());
     let mut owner = None;
     for key in keys {
@@ -72,16 +76,6 @@ fn of_key(keys: &[Key], authorization: &[Vec<u8>]) -> Option<Owner> {
         }
     }
     owner.filter(|_| token.is_some())
-}
-
-fn bearer(authorization: &[Vec<u8>]) -> Option<&[u8]> {
-    let [authorization] = authorization else {
-        return None;
-    };
-    // RFC 9110 (11.4): the scheme in any case, then spaces.
-    let (scheme, token) = authorization.split_at_checked(b"bearer ".len())?;
-    let is_bearer = scheme.eq_ignore_ascii_case(b"bearer ");
-    is_bearer.then(|| token.trim_ascii())
 }
 
 fn of_header(values: &[Vec<u8>]) -> Option<Owner> {

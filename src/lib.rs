@@ -9,7 +9,7 @@
 //! | [`service`] | which route; checks that all share; a failure becomes an answer | SQL, Ollama |
 //! | [`api`] | the routes besides the prompt: a turn and a conversation as JSON, stop, deletions, the models, health | SQL, SSE |
 //! | [`http`] | paths and bytes in (bounded), answers and event streams out | routes, chat |
-//! | [`access`] | whose a request is: keys, and the header of a gateway | routes, HTTP |
+//! | [`access`] | whose a request is: keys, and the header of a gateway | routes, WASI |
 //! | [`request`] | JSON to [`request::ChatRequest`]; all limits on a request | database, Ollama |
 //! | [`idempotency`] | what makes a repeated request the same: its key, and its body's hash | HTTP, database |
 //! | [`turn`] | a stored turn: its order and policy; the relay while it lasts, its checkpoints, those who follow it | SQL, JSON, framing |

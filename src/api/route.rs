@@ -73,9 +73,9 @@ impl Route {
             Place::Ready if is(&get) => Self::Ready,
             Place::Models | Place::Alive | Place::Ready => return Err(not_allowed("GET, HEAD")),
             Place::Prompts if is(&[&Method::POST]) => Self::Prompt,
-            Place::Prompts | Place::Stop(_) | Place::Again(_) if !is(&[&Method::POST]) => {
-                return Err(not_allowed("POST"));
-            }
+            Place::Stop(name) if is(&[&Method::POST]) => Self::Stop(name),
+            Place::Again(name) if is(&[&Method::POST]) => Self::Again(name),
+            Place::Prompts | Place::Stop(_) | Place::Again(_) => return Err(not_allowed("POST")),
             Place::Conversation(name) if is(&get) => Self::Conversation(name),
             Place::Conversation(name) if is(&[&Method::DELETE]) => Self::DeleteConversation(name),
             Place::Turn(name) if is(&get) => Self::Turn(name),
@@ -94,9 +94,6 @@ impl Route {
             }
             Place::Reply(name) if is(&[&Method::DELETE]) => Self::DeleteReply(name),
             Place::Turns(_) | Place::Reply(_) => return Err(not_allowed("DELETE")),
-            Place::Stop(name) => Self::Stop(name),
-            Place::Again(name) => Self::Again(name),
-            Place::Prompts => return Err(not_allowed("POST")),
         })
     }
 }

@@ -89,11 +89,14 @@ impl<'a> RequestHead<'a> {
 
 /// Whether there is a credential that browsers add by themselves; a key is the page's own.
 fn has_login(authorization: &[Vec<u8>]) -> bool {
-    let is_key = |value: &Vec<u8>| {
-        let scheme = value.get(..b"bearer ".len());
-        scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"bearer "))
-    };
-    !authorization.iter().all(is_key)
+    !authorization.iter().all(|value| bearer(value).is_some())
+}
+
+/// The key in a value of `authorization`: the scheme in any case, then spaces (RFC 9110, 11.4).
+pub(crate) fn bearer(authorization: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = authorization.split_at_checked(b"bearer ".len())?;
+    let is_bearer = scheme.eq_ignore_ascii_case(b"bearer ");
+    is_bearer.then(|| token.trim_ascii())
 }
 
 /// A standard method; no route has any other.
